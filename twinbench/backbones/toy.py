@@ -1,0 +1,102 @@
+"""Two small networks for the embedded worlds: a transformer over patches and words, and an MLP for points.
+
+Both take the second time r through a gate, e(t) + (t - r) e2(r), so v(x, t, t) is the plain multi-step network whatever
+e2 holds, and keep the sign of t in e, so v(x, -t, -t) is a second field of the same network (methods: TwinFlow's source
+for SD3.5 and SANA). Attention is written out: `torch.func.jvp` cannot pass the fused CPU kernel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TwoTimes(nn.Module):
+    """(t, r) [B] -> embedding [B, width]; e2's last layer starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = 100.0 * torch.exp(-math.log(1000.0) * torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.first = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.second = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        nn.init.zeros_(self.second[2].weight)
+        nn.init.zeros_(self.second[2].bias)
+
+    def _waves(self, t: Tensor) -> Tensor:
+        angle = t[:, None] * self.frequencies.to(t.dtype)
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+    def forward(self, t: Tensor, r: Tensor) -> Tensor:
+        return self.first(self._waves(t)) + self.second(self._waves(r)) * (t - r)[:, None]
+
+
+def precondition(x: Tensor, t: Tensor, std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Input scale, skip and output scale of a velocity for data of standard deviation `std` (EDM, Karras et al. 2022,
+    carried over to the straight path): v = skip x + out F(scale x)."""
+    s = t.abs().view(-1, *[1] * (x.ndim - 1))
+    variance = s**2 + ((1 - s) * std) ** 2
+    return variance.rsqrt(), (s - (1 - s) * std**2) / variance, std * variance.rsqrt()
+
+
+class Block(nn.Module):
+    """Attention and MLP, modulated by six vectors a sample (DiT, Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        for layer in (self.out, self.down):
+            nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * depth))
+
+    def forward(self, h: Tensor, m: Tensor) -> Tensor:
+        """h [B, n, width]; m [B, 6, width]."""
+        scale, shift, gate, scale2, shift2, gate2 = (m[:, i, None] for i in range(6))
+        a = F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift
+        q, k, v = self.qkv(a).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        h = h + gate * self.out((weights @ v).transpose(1, 2).flatten(2))
+        a = F.layer_norm(h, h.shape[-1:]) * (1 + scale2) + shift2
+        return h + gate2 * self.down(F.gelu(self.up(a), approximate="tanh"))
+
+
+class PatchTransformer(nn.Module):
+    """Velocity of a picture [B, C, S, S] given words [B, slots] and two times."""
+
+    def __init__(self, size=16, patch=8, channels=3, width=192, depth=6, heads=6, vocabulary=23, slots=6, std=0.5) -> None:
+        super().__init__()
+        self.patch, self.std, self.slots = patch, std, slots
+        inner = channels * patch**2
+        self.patches = nn.Linear(inner, width)
+        self.places = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.3)
+        self.words = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.words.weight, std=0.5)
+        self.word_places = nn.Parameter(torch.randn(1, slots, width) * 0.1)
+        self.times = TwoTimes(width)
+        self.caption = nn.Sequential(nn.Linear(slots * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.normal_(self.modulation.weight, std=0.02)
+        nn.init.zeros_(self.modulation.bias)
+        self.offsets = nn.Parameter(torch.tensor([0.0, 0, 1, 0, 0, 1])[None, :, None].repeat(depth, 1, width))
+        self.blocks = nn.ModuleList([Block(width, heads, depth) for _ in range(depth)])
+        self.last_modulation, self.last = nn.Linear(width, 2 * width), nn.Linear(width, inner)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        scale, skip, out = precondition(x, t, self.std)
+        words = self.words(cond["tokens"]) + self.word_places
+        e = F.silu(self.times(t, r) + self.caption(words.flatten(1)))
+        m = self.modulation(e).unflatten(1, (6, -1))
+        h = torch.cat([words, self.patches(F.pixel_unshuffle(x * scale, self.patch).flatten(2).mT) + self.places], 1)
+        for block, offset in zip(self.blocks, self.offsets, strict=True):
+            h = block(h, m + offset)
+        a, b = self.last_modulation(e)[:, None].chunk(2, -1)
+        h = self.last(F.layer_norm(h[:, self.slots :], h.shape[-1:]) * (1 + a) + b)
+        side = x.shape[-1] // self.patch
+        return skip * x + out * F.pixel_shuffle(h.mT.unflatten(-1, (side, side)), self.patch)
