@@ -1,0 +1,87 @@
+"""The algebra of the straight path x_t = (1 - t) x + t z: data at t = 0, noise at t = 1, velocity v = z - x.
+
+A `Velocity` is the one interface of the program: v(x, t, r, cond) is the mean velocity from t to r; r = t asks for the
+instantaneous one, t < 0 asks the same network about its own fake trajectory (TwinFlow, arXiv 2512.05150).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Cond = dict[str, Tensor]
+Velocity = Callable[[Tensor, Tensor, Tensor, Cond], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x [n, ...] clean samples, or None where only prompts are given; cond and null: n conditions and n empty ones."""
+
+    x: Tensor | None
+    cond: Cond
+    null: Cond
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """t [n] -> [n, 1, ...], to multiply `like` [n, ...]."""
+    return t.view(-1, *[1] * (like.ndim - 1))
+
+
+def mix(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x + t z. x, z [n, ...]; t [n] in [0, 1]."""
+    s = expand(t, x)
+    return (1 - s) * x + s * z
+
+
+def split(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The data and the noise that x_t came from, if v were its velocity: x_t - |t| v and x_t + (1 - |t|) v."""
+    s = expand(t.abs(), x_t)
+    return x_t - s * v, x_t + (1 - s) * v
+
+
+def take(cond: Cond, rows: Tensor) -> Cond:
+    """The condition of some rows (a mask or indices)."""
+    return {name: value[rows] for name, value in cond.items()}
+
+
+def join(a: Cond, b: Cond) -> Cond:
+    """Two conditions, one after the other."""
+    return {name: torch.cat([a[name], b[name]]) for name in a}
+
+
+def times_like(x: Tensor) -> torch.dtype:
+    """The precision of times: float64 where x is float64, float32 otherwise, never lower (0.999 is 1.0 in bfloat16)."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def guided(v: Velocity, null: Cond, scale: float) -> Velocity:
+    """Classifier-free guidance: v_null + scale (v_cond - v_null), two calls; at scale 1 it is v itself, one call."""
+    if scale == 1:
+        return v
+
+    def guided_velocity(x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        free = v(x, t, r, null)
+        return free + scale * (v(x, t, r, cond) - free)
+
+    return guided_velocity
+
+
+class Counted:
+    """A velocity that counts its calls (NFE) and its network passes.
+
+    A pass is one forward on one row; where a gradient will flow back it counts 2 more for a trained network (parameters
+    and inputs) and 1 more for a frozen one (inputs alone)."""
+
+    def __init__(self, velocity: Velocity, *, trained: bool = True) -> None:
+        self.velocity, self.trained = velocity, trained
+        self.calls = 0
+        self.passes = 0
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        v = self.velocity(x, t, r, cond)
+        self.calls += 1
+        self.passes += len(x) * (1 + (1 + self.trained) * v.requires_grad)
+        return v

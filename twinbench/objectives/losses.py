@@ -1,0 +1,23 @@
+"""Losses of one row: pred, target [n, ...] -> [n]. The target is a constant."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def l2(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean square error of each row."""
+    return (pred - target).square().flatten(1).mean(1)
+
+
+def barron(pred: Tensor, target: Tensor, alpha: float = 1.0, c: float = 1e-3) -> Tensor:
+    """Barron's robust loss in TwinFlow's detached form: m/c times (m/(c^2 + 1e-8)/|alpha - 2| + 1)^((alpha - 2)/2), m the
+    mean square error. With alpha = 1 and m >> c^2 it is the RMS error, and each row's gradient has about unit norm.
+
+    Sources: Barron 2019 (arXiv 1701.03077); TwinFlow `src/methodes/twinflow` for the constants."""
+    m = l2(pred, target)
+    k = abs(alpha - 2)
+    if k < 1e-5:
+        return m / c
+    weight = (m.detach() / (c**2 + 1e-8) / k + 1) ** ((alpha - 2) / 2)
+    return m * weight / c

@@ -1,0 +1,75 @@
+"""Randomness without state: every number is a function of what it is for.
+
+Training numbers belong to a sample: (seed, step, turn, index in the global batch, name). So a resumed run draws what an
+uninterrupted one draws, and micro-batches or ranks only say which samples they hold. Drawing numbers belong to a request:
+(benchmark, key, copy), equal for all methods and numbers of evaluations, so comparisons are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from twinbench.objectives.times import split_roles
+
+
+def seed_of(*parts: object) -> int:
+    """63 bits of sha256 over the parts, joined by a zero byte."""
+    digest = sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def normal(shape: Sequence[int], *parts: object) -> Tensor:
+    """Standard normal float32 of one shape, on the CPU, from a generator seeded by the parts."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed_of(*parts)))
+
+
+def permutation(n: int, *parts: object) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(*parts)))
+
+
+def request_noise(shape: Sequence[int], prompts: str, key: str, copy: int, name: str = "init") -> Tensor:
+    """The noise of one request; `name` is "init", or the number of a renoising."""
+    return normal(shape, prompts, key, copy, name)
+
+
+class Rng:
+    """The random numbers of one turn, for the samples `indices` of a global batch of `total` samples.
+
+    shape: of one sample. Every call names its draw; the same name gives the same numbers."""
+
+    def __init__(
+        self, seed: int, step: int, turn: str, indices: Sequence[int], total: int, shape: Sequence[int], dtype=torch.float32
+    ) -> None:
+        self.key, self.indices, self.total = (seed, step, turn), list(indices), total
+        self.shape, self.dtype = tuple(shape), dtype
+
+    def normal(self, name: str, where: Tensor | None = None) -> Tensor:
+        """Standard normal [n, *shape] for the samples held, or for those of a mask [n]."""
+        held = self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+        if not held:
+            return torch.empty(0, *self.shape, dtype=self.dtype)
+        return torch.stack([normal(self.shape, *self.key, i, name) for i in held]).to(self.dtype)
+
+    def uniform(self, name: str, where: Tensor | None = None) -> Tensor:
+        """Uniform in [0, 1), float64 [n], for the samples held, or for those of a mask."""
+        held = self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+        numbers = [seed_of(*self.key, i, name) >> 10 for i in held]  # 53 bits
+        return torch.tensor(numbers, dtype=torch.float64) * 2.0**-53
+
+    def beta(self, name: str, a: float, b: float, where: Tensor | None = None) -> Tensor:
+        """Beta(a, b), float64 [n], by its inverse distribution function."""
+        u = self.uniform(name, where)
+        return u if a == b == 1 else torch.from_numpy(np.asarray(betaincinv(a, b, u.numpy()), np.float64))
+
+    def roles(self, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, int]]:
+        """Deal roles over the global batch by the largest-remainder rule, then shuffle: each held sample's role as an
+        index into `shares` [n], and how many of the global batch have each role."""
+        counts = split_roles(dict(shares), self.total)
+        dealt = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts.values())))
+        return dealt[permutation(self.total, *self.key, "roles")][self.indices], counts
