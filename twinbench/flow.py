@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Cond = dict[str, Tensor]
 Velocity = Callable[[Tensor, Tensor, Tensor, Cond], Tensor]
+Hop = Literal["end", "next", "same"]  # what a sampler asks of each call: r = 0, r = the next time, r = t
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from twinbench.flow import Batch, Velocity
+from twinbench.flow import Batch, Hop, Velocity
 from twinbench.randomness import Rng
-
-Hop = Literal["end", "next", "same"]
 
 
 class Strict(BaseModel):

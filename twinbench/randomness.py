@@ -15,8 +15,6 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from twinbench.objectives.times import split_roles
-
 
 def seed_of(*parts: object) -> int:
     """63 bits of sha256 over the parts, joined by a zero byte."""
@@ -48,6 +46,7 @@ class Rng:
     ) -> None:
         self.key, self.indices, self.total = (seed, step, turn), list(indices), total
         self.shape, self.dtype = tuple(shape), dtype
+        self.time_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
     def normal(self, name: str, where: Tensor | None = None) -> Tensor:
         """Standard normal [n, *shape] for the samples held, or for those of a mask [n]."""
@@ -67,9 +66,7 @@ class Rng:
         u = self.uniform(name, where)
         return u if a == b == 1 else torch.from_numpy(np.asarray(betaincinv(a, b, u.numpy()), np.float64))
 
-    def roles(self, shares: Mapping[str, float]) -> tuple[Tensor, dict[str, int]]:
-        """Deal roles over the global batch by the largest-remainder rule, then shuffle: each held sample's role as an
-        index into `shares` [n], and how many of the global batch have each role."""
-        counts = split_roles(dict(shares), self.total)
+    def deal(self, counts: Mapping[str, int]) -> Tensor:
+        """Deal `counts` (they sum to `total`) over the global batch, shuffled: the index of each held sample's part [n]."""
         dealt = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts.values())))
-        return dealt[permutation(self.total, *self.key, "roles")][self.indices], counts
+        return dealt[permutation(self.total, *self.key, "deal")][self.indices]

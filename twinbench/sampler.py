@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from twinbench.flow import Cond, Velocity, split, times_like
-from twinbench.method import Hop
+from twinbench.flow import Cond, Hop, Velocity, split, times_like
 
 Trace = list[tuple[float, float, Tensor]]
 

@@ -11,7 +11,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from twinbench.backbones.base import WorldBackbone, WorldConfig
+from twinbench.flow import Cond, expand
 
 
 class TwoTimes(nn.Module):
@@ -33,14 +37,6 @@ class TwoTimes(nn.Module):
 
     def forward(self, t: Tensor, r: Tensor) -> Tensor:
         return self.first(self._waves(t)) + self.second(self._waves(r)) * (t - r)[:, None]
-
-
-def precondition(x: Tensor, t: Tensor, std: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Input scale, skip and output scale of a velocity for data of standard deviation `std` (EDM, Karras et al. 2022,
-    carried over to the straight path): v = skip x + out F(scale x)."""
-    s = t.abs().view(-1, *[1] * (x.ndim - 1))
-    variance = s**2 + ((1 - s) * std) ** 2
-    return variance.rsqrt(), (s - (1 - s) * std**2) / variance, std * variance.rsqrt()
 
 
 class Block(nn.Module):
@@ -65,38 +61,83 @@ class Block(nn.Module):
         return h + gate2 * self.down(F.gelu(self.up(a), approximate="tanh"))
 
 
-class PatchTransformer(nn.Module):
-    """Velocity of a picture [B, C, S, S] given words [B, slots] and two times."""
+class PatchConfig(WorldConfig):
+    patch: int = Field(8, ge=1, description="pixels of a patch's side")
+    width: int = Field(128, ge=8)
+    depth: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
 
-    def __init__(self, size=16, patch=8, channels=3, width=192, depth=6, heads=6, vocabulary=23, slots=6, std=0.5) -> None:
-        super().__init__()
-        self.patch, self.std, self.slots = patch, std, slots
-        inner = channels * patch**2
+
+class PatchTransformer(WorldBackbone):
+    """Velocity of a picture [n, C, S, S], given object phrases as tokens [n, phrases * slots].
+
+    The network predicts the clean picture D, and v = (x - D)/max(|t|, 0.05): pictures are far simpler than noise, so a
+    width below the patch's dimension is enough (Li & He 2025, arXiv 2511.13720)."""
+
+    Config = PatchConfig
+
+    def __init__(self, config: PatchConfig) -> None:
+        super().__init__(config.world)
+        channels, size, _ = self.shape
+        width, self.patch, self.phrases = config.width, config.patch, self.world.phrases
+        inner = channels * self.patch**2
         self.patches = nn.Linear(inner, width)
-        self.places = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.3)
-        self.words = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(torch.randn(1, (size // self.patch) ** 2, width) * 0.3)
+        self.words = nn.Embedding(self.world.vocabulary, width)
         nn.init.normal_(self.words.weight, std=0.5)
-        self.word_places = nn.Parameter(torch.randn(1, slots, width) * 0.1)
+        self.word_places = nn.Parameter(torch.randn(1, self.phrases, width) * 0.1)
         self.times = TwoTimes(width)
-        self.caption = nn.Sequential(nn.Linear(slots * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.caption = nn.Sequential(nn.Linear(self.phrases * width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.normal_(self.modulation.weight, std=0.02)
         nn.init.zeros_(self.modulation.bias)
-        self.offsets = nn.Parameter(torch.tensor([0.0, 0, 1, 0, 0, 1])[None, :, None].repeat(depth, 1, width))
-        self.blocks = nn.ModuleList([Block(width, heads, depth) for _ in range(depth)])
+        self.offsets = nn.Parameter(torch.tensor([0.0, 0, 1, 0, 0, 1])[None, :, None].repeat(config.depth, 1, width))
+        self.blocks = nn.ModuleList([Block(width, config.heads, config.depth) for _ in range(config.depth)])
         self.last_modulation, self.last = nn.Linear(width, 2 * width), nn.Linear(width, inner)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        scale, skip, out = precondition(x, t, self.std)
-        words = self.words(cond["tokens"]) + self.word_places
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        words = self.words(cond["tokens"]).unflatten(1, (self.phrases, -1)).sum(2) + self.word_places
         e = F.silu(self.times(t, r) + self.caption(words.flatten(1)))
         m = self.modulation(e).unflatten(1, (6, -1))
-        h = torch.cat([words, self.patches(F.pixel_unshuffle(x * scale, self.patch).flatten(2).mT) + self.places], 1)
+        level = expand(t.abs(), x)
+        scale = (level**2 + (1 - level) ** 2 / 4).rsqrt()
+        pieces = F.pixel_unshuffle(x * scale, self.patch).flatten(2).mT
+        h = torch.cat([words, self.patches(pieces) + self.places], 1)
         for block, offset in zip(self.blocks, self.offsets, strict=True):
             h = block(h, m + offset)
         a, b = self.last_modulation(e)[:, None].chunk(2, -1)
-        h = self.last(F.layer_norm(h[:, self.slots :], h.shape[-1:]) * (1 + a) + b)
+        h = self.last(F.layer_norm(h[:, self.phrases :], h.shape[-1:]) * (1 + a) + b)
         side = x.shape[-1] // self.patch
-        return skip * x + out * F.pixel_shuffle(h.mT.unflatten(-1, (side, side)), self.patch)
+        clean = F.pixel_shuffle(h.mT.unflatten(-1, (side, side)), self.patch)
+        return (x - clean) / level.clamp(min=0.05)
+
+
+class MLPConfig(WorldConfig):
+    width: int = Field(128, ge=8)
+    depth: int = Field(3, ge=1)
+
+
+class MLP(WorldBackbone):
+    """Velocity of a point [n, D], given one token: residual layers, scaled and shifted by the times and the token."""
+
+    Config = MLPConfig
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__(config.world)
+        (inputs,), width = self.shape, config.width
+        self.times, self.words = TwoTimes(width), nn.Embedding(self.world.vocabulary, width)
+        self.first, self.last = nn.Linear(inputs, width), nn.Linear(width, inputs)
+        self.modulations = nn.ModuleList([nn.Linear(width, 2 * width) for _ in range(config.depth)])
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(config.depth)])
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        e = F.silu(self.times(t, r) + self.words(cond["tokens"][:, 0]))
+        h = self.first(x)
+        for modulation, layer in zip(self.modulations, self.layers, strict=True):
+            scale, shift = modulation(e).chunk(2, -1)
+            h = h + layer(F.silu(F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift))
+        return self.last(h)

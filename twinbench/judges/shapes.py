@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from twinbench.data.shapes import COLOR_NAMES, OBJECT, PALETTE, SHAPES, template
+from twinbench.data.captions import COLOR_NAMES, SHAPES
+from twinbench.data.shapes import OBJECT, PALETTE, template
 from twinbench.judges.base import Found
 
 PAINTED = 0.5  # half-way between gray (0) and a corner of the colour cube (1)

@@ -1,0 +1,120 @@
+"""Distances between two sets of features: Frechet and kernel (FID and KID when the features are Inception's).
+
+    frechet = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))              Heusel et al. 2017, covariances with n - 1
+    kernel  = mean k(a, a') + mean k(b, b') - 2 mean k(a, b),  k(x, y) = (x.y / D + 1)^3         Binkowski et al. 2018
+
+All in float64. The trace of the root comes from the eigenvalues of the symmetric C1^(1/2) C2 C1^(1/2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twinbench import statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def frechet(a: Any, b: Any) -> float:
+    """Frechet distance of the normal fits to features a [n, d] and b [m, d], >= 0."""
+    a, b = _features(a, b)
+    mean, cov = _moments(b)
+    return _distance(*_moments(a), mean, cov, _root(cov))
+
+
+def kernel_distance(a: Any, b: Any) -> float:
+    """The unbiased U-statistic of the squared kernel distance on the full sets a [n, d], b [m, d]; may be negative."""
+    a, b = _features(a, b)
+    n, m = len(a), len(b)
+    within = _kernel_sum(a, a) / (n * (n - 1)) + _kernel_sum(b, b) / (m * (m - 1))
+    return within - 2 * _kernel_sum(a, b) / (n * m)
+
+
+def frechet_draws(x: Any, keys: Sequence[str], reference: Any, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Frechet distances to the reference [m, d] of x [n, d] with its keys resampled with replacement, float64 [draws].
+
+    The features of a key go together; the indices depend on the set of keys alone, so two methods are paired.
+    Resampling raises the distance itself (repeated rows, lower rank): use differences of two methods only."""
+    import torch
+
+    x, reference = _features(x, reference)
+    unique, place = np.unique(np.asarray(keys), return_inverse=True)
+    if len(place) != len(x):
+        raise ValueError(f"{len(x)} features have {len(place)} keys")
+    mean, cov = _moments(reference)
+    root, center, rng = _root(cov), x.mean(0), np.random.default_rng(seed)
+    x, out = x - center, np.empty(draws)
+    for i in range(draws):
+        weight = torch.as_tensor(statistics.resample(rng, len(unique), 1)[0][place])
+        total = weight.sum()
+        shift = weight @ x / total
+        spread = (x.T @ (weight[:, None] * x) - total * torch.outer(shift, shift)) / (total - 1)
+        out[i] = _distance(shift + center, spread, mean, cov, root)
+    return out
+
+
+def frechet_difference(
+    a: Any,
+    b: Any,
+    reference: Any,
+    keys_a: Sequence[str],
+    keys_b: Sequence[str],
+    draws: int = 1000,
+    seed: int = 0,
+) -> statistics.Difference:
+    """frechet(a, reference) - frechet(b, reference) of one run each, with the interval over resampled keys.
+
+    ValueError if the keys differ."""
+    if set(keys_a) != set(keys_b):
+        raise ValueError(
+            f"the runs hold features of different prompts; {len(set(keys_a) ^ set(keys_b))} are not in both"
+        )
+    value = frechet(a, reference) - frechet(b, reference)
+    draws_a, draws_b = (frechet_draws(x, k, reference, draws, seed)[:, None] for x, k in ((a, keys_a), (b, keys_b)))
+    return statistics.compare(value, draws_a, draws_b, seed)
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _features(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    import torch
+
+    a, b = (torch.as_tensor(x).to(torch.float64) for x in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"features must be [n >= 2, d] with one d, not {tuple(a.shape)} and {tuple(b.shape)}")
+    return a, b
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [d] and covariance [d, d] with n - 1."""
+    mean = x.mean(0)
+    return mean, (x - mean).T @ (x - mean) / (len(x) - 1)
+
+
+def _root(cov: Tensor) -> Tensor:
+    """The symmetric square root of a covariance."""
+    import torch
+
+    values, vectors = torch.linalg.eigh(cov)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, root_b: Tensor) -> float:
+    import torch
+
+    product = root_b @ cov_a @ root_b
+    values = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0)
+    gap = (mean_a - mean_b).square().sum()
+    return max(0.0, float(gap + cov_a.trace() + cov_b.trace() - 2 * values.sqrt().sum()))
+
+
+def _kernel_sum(a: Tensor, b: Tensor, rows: int = 2048) -> float:
+    """The sum of k(x, y) over all pairs, without the diagonal if a is b."""
+    d = a.shape[1]
+    total = sum(float((part @ b.T / d + 1).pow(3).sum()) for part in a.split(rows))
+    return total - float((a.square().sum(1) / d + 1).pow(3).sum()) if a is b else total

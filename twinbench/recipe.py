@@ -1,0 +1,260 @@
+"""A recipe says under which conditions methods are compared: YAML in, checked settings out. No torch here.
+
+`load` checks the shared sections and the names of methods without importing any of them; `resolve` imports one method and
+checks its block. Everything above `methods` is shared; what differs stands below it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from twinbench import plugins
+from twinbench.plugins import UserError, unknown
+
+REQUIRED = "???"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Named(BaseModel):
+    """A plug-in and its settings; the settings are checked by the plug-in's own Config when it is resolved."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class BackboneSection(Named):
+    name: str
+    weights: str = Field("none", description="none | shipped | run:<fingerprint> | a safetensors file")
+
+
+class DataSection(Named):
+    kind: str
+
+
+class Train(Section):
+    budget: int = Field(ge=0)
+    unit: Literal["passes", "steps", "images"] = Field("passes", description="network passes are the fair axis")
+    batch: int = Field(64, ge=1)
+    micro_batch: int | None = Field(None, ge=1, description="rows at once; the whole batch if null")
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(5e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup: int = Field(0, ge=0, description="steps in which the learning rate rises")
+    decay: float = Field(0.0, ge=0, le=1, description="last share of the budget, in which the rate falls to 0")
+    ema: float = Field(0.99, ge=0, lt=1, description="limit of the average's decay")
+    evaluate: Literal["average", "student"] = "average"
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the products inside the network")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class Sample(Section):
+    """How one number of network evaluations is spent."""
+
+    steps: int | None = Field(None, ge=1)
+    times: tuple[float, ...] | None = None
+    hop: Literal["end", "next", "same"] | None = None
+    renoise: float | Literal["sde"] = 0.0
+    extrapolation: float = 0.0
+    heun: bool = False
+    gap: tuple[float, float] = (0.0, 0.0)
+    curve: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    guidance: float = Field(1.0, ge=0, description="1 is none; anything else doubles the evaluations")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Sample:
+        if (self.steps is None) == (self.times is None):
+            raise ValueError("give steps or times, one of them")
+        return self
+
+
+class Evaluation(Section):
+    nfe: tuple[int, ...] = (1, 2, 4)
+    benchmarks: dict[str, dict[str, Any]] = {}
+    chunk: int = Field(16, ge=1, description="rows of every network call; images depend on it in the last bit")
+
+
+class Recipe(Section):
+    name: str
+    description: str = ""
+    backbone: BackboneSection
+    data: DataSection
+    train: Train
+    sample: dict[int, Sample] = {}
+    eval: Evaluation = Evaluation()
+    methods: dict[str, dict[str, Any]]
+
+
+class Resolved(Section):
+    """One method under a recipe: the shared sections with the block's own laid over them."""
+
+    recipe: str
+    label: str
+    method: str
+    seed: int
+    backbone: BackboneSection
+    data: DataSection
+    train: Train
+    sample: dict[int, Sample]
+    eval: Evaluation
+    config: dict[str, Any]
+
+    def identity(self, weights_sha256: str, data_sha256: str) -> dict[str, Any]:
+        """What a run is: everything that its weights depend on, and nothing else."""
+        backbone = {**self.backbone.model_dump(), "weights": weights_sha256}
+        train = self.train.model_dump(exclude={"save_every", "keep", "micro_batch"})
+        method = {"name": self.method, **self.config}
+        return {"backbone": backbone, "data": data_sha256, "train": train, "method": method, "seed": self.seed}
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files("twinbench.recipes")
+
+
+def load(name: str, overrides: list[str] | None = None) -> Recipe:
+    """A shipped recipe by name, or a YAML file by path, with `a.b=c` overrides. Raises UserError for bad input."""
+    recipe = validate(Recipe, _override(_read(name), overrides or []), f"recipe {name!r}")
+    plugins.check("backbones", recipe.backbone.name)
+    plugins.check("datasets", recipe.data.kind)
+    for benchmark in recipe.eval.benchmarks:
+        plugins.check("benchmarks", benchmark)
+    for label, block in recipe.methods.items():
+        plugins.check("methods", str(block.get("method", label)))
+    return recipe
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"recipe file {name!r} does not exist")
+        text, title = path.read_text(), path.stem
+    elif name in shipped():
+        text, title = (_folder() / f"{name}.yaml").read_text(), name
+    else:
+        raise unknown("recipe", name, shipped(), "twinbench list recipes")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {name!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {name!r} must be a mapping of sections")
+    return {"name": title, **tree}
+
+
+def _override(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item!r} must read key=value, as in train.lr=1e-4")
+        *parents, last = key.split(".")
+        node = tree
+        for part in parents:
+            node = node.setdefault(_key(part), {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {item!r}: {part!r} is a value, not a section")
+        try:
+            node[_key(last)] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {item!r}: {value!r} is not a YAML value") from None
+    return tree
+
+
+def _key(part: str) -> Any:
+    return int(part) if part.isdigit() else part
+
+
+def missing(tree: Any, path: str = "") -> list[str]:
+    """The dotted keys whose value is still ???."""
+    if isinstance(tree, dict):
+        return [key for k, v in tree.items() for key in missing(v, f"{path}.{k}" if path else str(k))]
+    return [path] if tree == REQUIRED else []
+
+
+def validate(model: Any, tree: dict[str, Any], where: str) -> Any:
+    if holes := missing(tree):
+        raise UserError(f"{where} needs a value for {holes[0]} (--set {holes[0]}=...)")
+    try:
+        return model.modelvalidate(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], model, where)) from None
+
+
+def _sentence(problem: Any, model: Any, where: str) -> str:
+    """The first problem of a validation, in words, with a near name for a misspelt one."""
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        for part in problem["loc"][:-1]:
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field is not None else model
+        known = list(getattr(model, "model_fields", {}))
+        return str(unknown(f"{where}: setting", key, [*known], f"known: {', '.join(known)}"))
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+    return f"{where}: {key + ': ' if key else ''}{message}{given}"
+
+
+# ---- one method --------------------------------------------------------------------------------------------------------
+
+
+def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
+    """The settings of one method under the recipe; imports the method and checks its block.
+
+    A method that the recipe does not list runs with its defaults. Raises UserError for bad input."""
+    if label not in recipe.methods and label not in plugins.names("methods"):
+        known = sorted({*recipe.methods, *plugins.names("methods")})
+        raise unknown("method", label, known, "twinbench list methods")
+    block = dict(recipe.methods.get(label, {}))
+    where = f"recipe {recipe.name!r}, method {label!r}"
+    name = str(block.pop("method", label))
+    shared = recipe.model_dump(exclude={"name", "description", "methods"})
+    over = {key: block.pop(key, {}) for key in ("train", "sample")}
+    shared["train"] = {**shared["train"], **over["train"]}
+    shared["sample"] = {**shared["sample"], **over["sample"]}
+    if "weights" in block:
+        shared["backbone"]["weights"] = block.pop("weights")
+    config = validate(plugins.method(name).Config, block, where).model_dump()
+    tree = {"recipe": recipe.name, "label": label, "method": name, "seed": seed, **shared, "config": config}
+    return validate(Resolved, tree, where)
+
+
+def nfe_of(recipe: Recipe, label: str) -> list[int]:
+    """The budgets at which a label is evaluated if none are named: the recipe's, and those of its own `sample`."""
+    own = recipe.methods.get(label, {}).get("sample", {})
+    return sorted({*recipe.eval.nfe, *own}) if label != "teacher" else sorted(own) or list(recipe.eval.nfe)
+
+
+def difference(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys at which two trees differ, with both values (None where a side has none)."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted({*a, *b}, key=str)
+        return [row for k in keys for row in difference(a.get(k), b.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if a == b else [(path, a, b)]

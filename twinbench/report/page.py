@@ -1,0 +1,147 @@
+"""The whole report in one of six formats, or as a folder with a Markdown page, an HTML page and the figures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from twinbench import results
+from twinbench.report import plots, tables
+from twinbench.report.summary import Board, Cost, MetricsOf, declared, summarize
+from twinbench.report.tables import Table
+
+FORMATS = ("table", "md", "html", "csv", "tex", "json")
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Few-step generators, compared</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+figure { margin: 1.5rem 0; overflow-x: auto; }
+figcaption { font-size: .85rem; color: #555; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead { border-bottom: 1px solid #1b1b1b; }
+tbody tr:nth-child(even) { background: #f5f5f5; }
+img { max-width: 100%; }
+</style>
+<h1>Few-step generators, compared</h1>
+<p>{{ note }}</p>
+{% for name, image in figures %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ image }}"></figure>
+{% endfor %}{% for recipe, group in recipes.items() %}
+<h2>{{ recipe }}</h2>
+{% for table in group %}<h3>{{ table.title }}</h3>
+<figure><table id="{{ table.name }}">
+<thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in table.rows %}{% set i = loop.index0 %}
+<tr>{% for cell in row %}\
+<td>{% if (i, loop.index0) in table.bold %}<b>{{ cell }}</b>{% else %}{{ cell }}{% endif %}</td>\
+{% endfor %}</tr>{% endfor %}
+</tbody></table><figcaption>{{ table.caption }}</figcaption></figure>
+{% endfor %}{% endfor %}</html>
+"""
+NOTE = (
+    "Bold: better than the runner-up, by a paired 95 % interval that excludes 0. "
+    "The teacher is a reference and does not compete. NFE: network evaluations of one image."
+)
+
+
+def render(results_path: str | Path, format: str, recipe: str | None = None, metrics_of: MetricsOf = declared) -> str:
+    """The report on the results under a path, in one of FORMATS; csv holds the scores alone, json all the numbers.
+
+    FileNotFoundError without results; ValueError on a corrupt file or an unknown format."""
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; one of {', '.join(FORMATS)}")
+    boards, costs = summarize(results_path, recipe, metrics_of)
+    return text(format, boards, costs)
+
+
+def write_report(
+    results_path: str | Path, out_dir: str | Path, recipe: str | None = None, metrics_of: MetricsOf = declared
+) -> Path:
+    """Writes report.md, report.html and the figures into out_dir; the path of report.html. Errors as of `render`."""
+    boards, costs = summarize(results_path, recipe, metrics_of)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {name: draw(boards) for name, draw in plots.FIGURES.items()}
+    for name, image in figures.items():
+        (out / name).write_bytes(image)
+    links = "".join(f"![{name.removesuffix('.png')}]({name})\n" for name in figures)
+    (out / "report.md").write_text(text("md", boards, costs) + "\n" + links, encoding="utf-8")
+    (out / "report.html").write_text(html(tables.tables(boards, costs), figures), encoding="utf-8")
+    return out / "report.html"
+
+
+def text(format: str, boards: Sequence[Board], costs: Sequence[Cost]) -> str:
+    if format == "csv":
+        import pandas as pd
+
+        return pd.DataFrame(score_rows(boards), columns=SCORE_FIELDS).to_csv(index=False, lineterminator="\n")
+    if format == "json":
+        rows = {"scores": score_rows(boards), "comparisons": comparison_rows(boards), "costs": [vars(c) for c in costs]}
+        return json.dumps(results.plain(rows), indent=1, ensure_ascii=False) + "\n"
+    recipes = tables.tables(boards, costs)
+    if format == "html":
+        return html(recipes, {name: draw(boards) for name, draw in plots.FIGURES.items()})
+    if format == "tex":
+        return "\n".join(tables.latex(table) for group in recipes.values() for table in group)
+    if format == "md":
+        parts = [f"# Few-step generators, compared\n\n{NOTE}\n"]
+        for recipe, group in recipes.items():
+            parts += [f"## {recipe}\n", *(tables.markdown(table) for table in group)]
+        return "\n".join(parts)
+    parts = []
+    for recipe, group in recipes.items():
+        parts += [f"== {recipe} ==\n", *(tables.console(table) for table in group)]
+    return "\n".join([*parts, "* better than the runner-up: the paired 95 % interval excludes 0\n"])
+
+
+def html(recipes: dict[str, list[Table]], figures: dict[str, bytes]) -> str:
+    """One page that needs no other file."""
+    from jinja2 import Environment
+
+    images = [(name.removesuffix(".png"), base64.b64encode(image).decode()) for name, image in figures.items()]
+    return Environment(autoescape=True).from_string(PAGE).render(recipes=recipes, figures=images, note=NOTE)
+
+
+# ---- the numbers, one row each ---------------------------------------------------------------------------------------
+
+SCORE_FIELDS = ["recipe", "benchmark", "version", "judge", "metric", "label", "teacher", "nfe"]
+SCORE_FIELDS += ["value", "low", "high", "seeds", "best", "relative_to_teacher"]
+
+
+def score_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
+    """One row a board, metric, method and NFE."""
+    rows = []
+    for board in boards:
+        shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge")}
+        headlines = {h.metric: h for h in board.headlines}
+        for metric, cells in board.cells.items():
+            best = board.teacher_best(headlines[metric]) if metric in headlines else float("nan")
+            for label, nfe in sorted(cells, key=lambda place: (board.rows.index(place[0]), place[1])):
+                cell = cells[label, nfe]
+                row = {**shared, "metric": metric, "label": label, "teacher": label in board.teachers, "nfe": nfe}
+                row |= {"value": cell.value, "low": cell.low, "high": cell.high, "seeds": len(cell.values)}
+                rows.append(
+                    {**row, "best": cell.best, "relative_to_teacher": cell.value / best if best else float("nan")}
+                )
+    return rows
+
+
+def comparison_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
+    """One row a comparison of neighbours."""
+    rows = []
+    for board in boards:
+        shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge")}
+        for metric, found in board.comparisons.items():
+            for c in found:
+                pair = {**shared, "metric": metric, "nfe": c.nfe, "label": c.better, "next": c.worse}
+                span = {name: getattr(c.difference, name, None) for name in ("low", "high", "p")}
+                rows.append({**pair, "value": c.value, **span, "p_holm": c.p_holm})
+    return rows

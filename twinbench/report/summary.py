@@ -1,0 +1,269 @@
+"""From score files to numbers: means over seeds with intervals, who is better, at what cost. No text is made here.
+
+A board holds what may be compared: one recipe, benchmark, version, judge and set of prompts. The teacher is a reference
+on every board: it never competes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twinbench import results, statistics
+from twinbench.judges import distances
+from twinbench.results import Record
+from twinbench.statistics import Difference, Metric
+
+MetricsOf = Callable[[str], Mapping[str, Metric]]
+Place = tuple[str, int]  # (row, nfe)
+Drawn = tuple[frozenset[str], np.ndarray]  # (keys, bootstrap draws [draws, seeds]); paired if the keys are equal
+COSTS = ("steps", "images", "network_passes", "seconds", "peak_bytes")
+
+
+@dataclass(frozen=True)
+class Headline:
+    metric: str
+    digits: int = 2
+    higher: bool = True  # whether higher is better
+
+
+HEADLINES = {
+    "geneval": (Headline("overall"), Headline("strict"), Headline("heldout")),
+    "dpg": (Headline("dpg_score"),),
+    "fidelity": (Headline("fd", higher=False), Headline("kid", digits=5, higher=False)),
+    "diversity": (Headline("distance", digits=3),),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one NFE: `value` is the mean of `values`, one a seed; low and high are nan without item rows."""
+
+    value: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+    best: bool = False  # better than the runner-up, by an interval that excludes 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`better` against `worse`, the next in order at this NFE; `difference` is None where nothing paired is known."""
+
+    nfe: int
+    better: str
+    worse: str
+    value: float
+    difference: Difference | None
+    p_holm: float
+
+
+@dataclass
+class Board:
+    recipe: str
+    benchmark: str
+    version: str
+    judge: str
+    headlines: tuple[Headline, ...]
+    tasks: tuple[str, ...]  # the metrics of one task each, in the benchmark's order
+    rows: list[str]  # the teacher's first
+    teachers: frozenset[str]
+    nfes: list[int]
+    cells: dict[str, dict[Place, Cell]] = field(default_factory=dict)  # by metric
+    comparisons: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric
+    passes: dict[Place, list[float]] = field(default_factory=dict)  # training network passes, one a seed
+
+    def teacher_best(self, headline: Headline) -> float:
+        """The teacher's best value at any NFE; nan without a teacher."""
+        values = [c.value for (row, _), c in self.cells[headline.metric].items() if row in self.teachers]
+        values = [value for value in values if not np.isnan(value)]
+        return (max if headline.higher else min)(values) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The training of one row, means over its runs."""
+
+    recipe: str
+    row: str
+    runs: int
+    steps: float
+    images: float
+    network_passes: float
+    seconds: float
+    peak_bytes: float
+    networks: int  # held at once
+    parameters: int  # of all of them
+    finished: bool
+
+
+def declared(benchmark: str) -> Mapping[str, Metric]:
+    """The item metrics that the installed benchmark of this name declares."""
+    from twinbench import plugins
+
+    return plugins.benchmark(benchmark).metrics
+
+
+def summarize(
+    path: str | Path, recipe: str | None = None, metrics_of: MetricsOf = declared
+) -> tuple[list[Board], list[Cost]]:
+    """Boards and costs of the results under `path`, in order of recipe and benchmark; errors as of `results.load`."""
+    found = [r for r in results.records(path) if recipe in (None, r.run["recipe"])]
+    if not found:
+        raise FileNotFoundError(f"no results of recipe {recipe!r} under {path}; twinbench eval writes them")
+    names = row_names(found)
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in found:
+        parts = (record.run["recipe"], *(record.score[k] for k in ("benchmark", "version", "judge")))
+        groups.setdefault((*map(str, parts), str(record.score.get("prompts", ""))), []).append(record)
+    boards = [board(group, names, metrics_of(key[1])) for key, group in sorted(groups.items(), key=_board_order)]
+    return boards, costs(found, names)
+
+
+def _board_order(group: tuple[tuple[str, ...], Any]) -> tuple[Any, ...]:
+    recipe, benchmark, *rest = group[0]
+    known = list(HEADLINES)
+    return recipe, known.index(benchmark) if benchmark in known else len(known), benchmark, rest
+
+
+def is_teacher(run: Mapping[str, Any]) -> bool:
+    return run["label"] == "teacher" or run["method"] == "pretrained"
+
+
+def row_names(found: Sequence[Record]) -> dict[tuple[str, str, str], str]:
+    """{(recipe, label, group): row}: the label, with the group's first letters where one label has several groups."""
+    seen = sorted({(r.run["recipe"], r.run["label"], r.run["group"]) for r in found})
+    labels = [key[:2] for key in seen]
+    return {key: key[1] if labels.count(key[:2]) == 1 else f"{key[1]} ({key[2][:6]})" for key in seen}
+
+
+def _row(record: Record, names: Mapping[tuple[str, str, str], str]) -> str:
+    return names[record.run["recipe"], record.run["label"], record.run["group"]]
+
+
+# ---- a board ---------------------------------------------------------------------------------------------------------
+
+
+def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], metrics: Mapping[str, Metric]) -> Board:
+    """The numbers of records that share recipe, benchmark, version, judge and prompts."""
+    places: dict[Place, list[Record]] = {}
+    for record in sorted(group, key=lambda r: (r.run["seed"], r.run["fingerprint"])):
+        places.setdefault((_row(record, names), int(record.score["nfe"])), []).append(record)
+    first = group[0]
+    teachers = frozenset(_row(r, names) for r in group if is_teacher(r.run))
+    stored = {name for r in group for name in r.score["metrics"]}
+    order = [name for name in metrics if name in stored] + sorted(stored - set(metrics))
+    wanted = HEADLINES.get(first.score["benchmark"], tuple(Headline(name) for name in order[:1]))
+    headlines = tuple(h for h in wanted if h.metric in stored)
+    tasks = tuple(name for name in order if name in metrics and "tag" in metrics[name].where)
+    out = Board(
+        recipe=first.run["recipe"],
+        **{name: str(first.score[name]) for name in ("benchmark", "version", "judge")},  # type: ignore[arg-type]
+        headlines=headlines,
+        tasks=tasks,
+        rows=sorted({row for row, _ in places}, key=lambda row: (row not in teachers, row)),
+        teachers=teachers,
+        nfes=sorted({nfe for _, nfe in places}),
+    )
+    items = {place: [r.items() for r in rs] for place, rs in places.items()} if metrics else {}
+    all_drawn: dict[str, dict[Place, Drawn]] = {}
+    for name in dict.fromkeys([*(h.metric for h in headlines), *tasks]):
+        all_drawn[name] = item_draws(metrics[name], items) if name in metrics else {}
+        out.cells[name] = {p: _cell(name, rs, all_drawn[name].get(p)) for p, rs in places.items() if _has(name, rs)}
+    competing = {place: rs for place, rs in places.items() if place[0] not in teachers}
+    for headline in headlines:
+        name = headline.metric
+        drawn = all_drawn[name] if name in metrics else feature_draws(competing) if name == "fd" else {}
+        _rank(out, headline, drawn)
+    out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
+    return out
+
+
+def item_draws(metric: Metric, items: Mapping[Place, Sequence[Any]]) -> dict[Place, Drawn]:
+    """Bootstrap draws of every place whose seeds all have rows on the same keys; equal keys share their indices."""
+    groups: dict[frozenset[str], list[Place]] = {}
+    for place, runs in items.items():
+        found = {statistics.keys(metric, run) if run else frozenset() for run in runs}
+        if len(found) == 1 and (keys := found.pop()):
+            groups.setdefault(keys, []).append(place)
+    out: dict[Place, Drawn] = {}
+    for keys, places in groups.items():
+        draws = statistics.bootstrap(metric, [run for place in places for run in items[place]])
+        cuts = np.cumsum([len(items[place]) for place in places])[:-1]
+        out |= {place: (keys, part) for place, part in zip(places, np.split(draws, cuts, axis=1), strict=True)}
+    return out
+
+
+def feature_draws(places: Mapping[Place, Sequence[Record]]) -> dict[Place, Drawn]:
+    """Bootstrap draws of the Frechet distance where the features of the images and of the reference were kept."""
+    out: dict[Place, Drawn] = {}
+    for place, runs in places.items():
+        reference, kept = runs[0].reference(), [r.features() for r in runs]
+        if reference is None or any(pair is None for pair in kept):
+            continue
+        pairs = [pair for pair in kept if pair is not None]
+        keys = {frozenset(map(str, k)) for _, k in pairs}
+        if len(keys) == 1:
+            draws = [distances.frechet_draws(x, [str(k) for k in ks], reference) for x, ks in pairs]
+            out[place] = (keys.pop(), np.stack(draws, axis=1))
+    return out
+
+
+def _value(name: str, record: Record) -> float:
+    value = record.score["metrics"].get(name, {}).get("value")
+    return float("nan") if value is None else float(value)
+
+
+def _has(name: str, runs: Sequence[Record]) -> bool:
+    return any(name in r.score["metrics"] for r in runs)
+
+
+def _cell(name: str, runs: Sequence[Record], drawn: Drawn | None) -> Cell:
+    values = tuple(_value(name, r) for r in runs)
+    low, high = (float("nan"),) * 2 if drawn is None else statistics.percentiles(statistics.over_seeds(drawn[1]))
+    return Cell(float(np.mean(values)), low, high, values, tuple(int(r.run["seed"]) for r in runs))
+
+
+def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
+    """Orders the competing rows at every NFE, compares neighbours, marks the best where the interval proves it."""
+    cells, found = out.cells[headline.metric], []
+    for nfe in out.nfes:
+        rows = [row for row in out.rows if row not in out.teachers and (row, nfe) in cells]
+        rows = [row for row in rows if not np.isnan(cells[row, nfe].value)]
+        rows.sort(key=lambda row: -cells[row, nfe].value if headline.higher else cells[row, nfe].value)
+        for place, (a, b) in enumerate(pairwise(rows)):
+            value, result = cells[a, nfe].value - cells[b, nfe].value, None
+            (keys_a, draws_a), (keys_b, draws_b) = (drawn.get((row, nfe), (None, np.empty(0))) for row in (a, b))
+            if keys_a is not None and keys_a == keys_b:
+                result = statistics.compare(value, draws_a, draws_b)
+            if place == 0 and result is not None and result.real:
+                cells[a, nfe] = replace(cells[a, nfe], best=True)
+            found.append((nfe, a, b, value, result))
+    corrected = statistics.holm([result.p if result else float("nan") for *_, result in found])
+    out.comparisons[headline.metric] = [Comparison(*row, p) for row, p in zip(found, corrected, strict=True)]
+
+
+# ---- costs -----------------------------------------------------------------------------------------------------------
+
+
+def costs(found: Sequence[Record], names: Mapping[tuple[str, str, str], str]) -> list[Cost]:
+    """One cost a row, the teachers first."""
+    runs: dict[tuple[str, bool, str], dict[Path, Mapping[str, Any]]] = {}
+    for record in found:
+        key = (record.run["recipe"], not is_teacher(record.run), _row(record, names))
+        runs.setdefault(key, {})[record.folder] = record.run
+    out = []
+    for (recipe, _, row), by_folder in sorted(runs.items()):
+        group = list(by_folder.values())
+        means = {name: float(np.mean([float(run.get(name) or 0) for run in group])) for name in COSTS}
+        networks = group[0].get("networks") or []
+        held = {"networks": len(networks), "parameters": sum(int(net["parameters"]) for net in networks)}
+        done = all(run.get("finished", True) for run in group)
+        out.append(Cost(recipe=recipe, row=row, runs=len(group), finished=done, **held, **means))  # type: ignore[arg-type]
+    return out

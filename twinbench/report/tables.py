@@ -1,0 +1,198 @@
+"""The report's tables as text cells, and how a table is written for a console, in Markdown and in LaTeX."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from twinbench.report.summary import Board, Cell, Cost, Headline
+
+NONE = "\u2013"  # an en dash
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]] = frozenset()  # (row, column)
+
+    def marked(self, before: str, after: str) -> list[list[str]]:
+        """The rows with the bold cells between two marks."""
+        return [
+            [before + cell + after if (i, j) in self.bold else cell for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+
+
+# ---- what the tables say ---------------------------------------------------------------------------------------------
+
+
+def tables(boards: Iterable[Board], costs: Iterable[Cost]) -> dict[str, list[Table]]:
+    """{recipe: its tables}: of each board the headline metrics, tasks, seeds and comparisons; then the costs."""
+    out: dict[str, list[Table]] = {}
+    for board in boards:
+        found = out.setdefault(board.recipe, [])
+        found += [main_table(board, headline) for headline in board.headlines]
+        if board.headlines and not math.isnan(board.teacher_best(board.headlines[0])):
+            found += relative_table(board)
+        found += task_tables(board) + seed_table(board) + comparison_table(board)
+    by_recipe: dict[str, list[Cost]] = {}
+    for cost in costs:
+        by_recipe.setdefault(cost.recipe, []).append(cost)
+    for recipe, group in by_recipe.items():
+        out.setdefault(recipe, []).append(cost_table(group))
+    return out
+
+
+def main_table(board: Board, headline: Headline) -> Table:
+    """Methods by NFE, "0.72 [0.69, 0.75]"; bold where the best is better than the runner-up."""
+    cells = board.cells[headline.metric]
+    rows, bold = [], set()
+    for i, row in enumerate(board.rows):
+        rows.append((row, *(interval_text(cells.get((row, nfe)), headline.digits) for nfe in board.nfes)))
+        bold |= {(i, j) for j, nfe in enumerate(board.nfes, 1) if (row, nfe) in cells and cells[row, nfe].best}
+    sense = "higher is better" if headline.higher else "lower is better"
+    caption = f"{sense}; judged by {board.judge}, version {board.version}"
+    if any(not math.isnan(cell.low) for cell in cells.values()):
+        caption += "; mean over seeds [95 % interval over prompts and seeds]"
+    header = ("method", *(f"NFE {nfe}" for nfe in board.nfes))
+    return _table(board, headline.metric, headline.metric, caption, header, rows, bold)
+
+
+def relative_table(board: Board) -> list[Table]:
+    """The first headline metric over the teacher's best value of it."""
+    headline = board.headlines[0]
+    best, cells = board.teacher_best(headline), board.cells[headline.metric]
+    students = [row for row in board.rows if row not in board.teachers]
+    if not students or best == 0:
+        return []
+    values = {place: cell.value / best for place, cell in cells.items()}
+    nfes = [nfe for nfe in board.nfes if any((row, nfe) in cells for row in students)]
+    rows = [(row, *(number(values.get((row, nfe)), 2) for nfe in nfes)) for row in students]
+    caption = f"{headline.metric} over the teacher's best, {number(best, headline.digits)}; judged by {board.judge}"
+    header = ("method", *(f"NFE {nfe}" for nfe in nfes))
+    return [_table(board, "relative", "relative to the teacher", caption, header, rows)]
+
+
+def task_tables(board: Board) -> list[Table]:
+    out = []
+    for nfe in board.nfes if board.tasks else ():
+        present = [row for row in board.rows if any((row, nfe) in board.cells[task] for task in board.tasks)]
+        rows = [(row, *(_text(board, task, row, nfe) for task in board.tasks)) for row in present]
+        caption = f"mean over seeds; judged by {board.judge}, version {board.version}"
+        name, title = f"tasks-nfe{nfe}", f"by task at NFE {nfe}"
+        out.append(_table(board, name, title, caption, ("method", *board.tasks), rows))
+    return out
+
+
+def seed_table(board: Board) -> list[Table]:
+    """Each seed's value, where some method has several."""
+    rows = []
+    for headline in board.headlines:
+        for (row, nfe), cell in sorted(board.cells[headline.metric].items(), key=lambda c: board.rows.index(c[0][0])):
+            if len(cell.values) > 1:
+                values = ", ".join(number(value, headline.digits + 1) for value in cell.values)
+                rows.append((row, headline.metric, str(nfe), ", ".join(map(str, cell.seeds)), values))
+    header = ("method", "metric", "NFE", "seeds", "values")
+    return [_table(board, "seeds", "by seed", f"judged by {board.judge}", header, rows)] if rows else []
+
+
+def comparison_table(board: Board) -> list[Table]:
+    """Is each method better than the next in order? The teacher does not take part."""
+    rows = []
+    for headline in board.headlines:
+        for c in board.comparisons[headline.metric]:
+            d, digits = c.difference, headline.digits + 1
+            span = NONE if d is None else f"[{number(d.low, digits)}, {number(d.high, digits)}]"
+            verdict = NONE if d is None else "yes" if d.real else "no"
+            texts = (f"{c.value:+.{digits}f}", span, number(c.p_holm, 4), verdict)
+            rows.append((headline.metric, str(c.nfe), c.better, c.worse, *texts))
+    header = ("metric", "NFE", "method", "next", "difference", "95 % interval", "p (Holm)", "better")
+    caption = "paired over prompts and seeds; better: the interval excludes 0; p corrected over a metric's comparisons"
+    return [_table(board, "comparisons", "better than the next?", caption, header, rows)] if rows else []
+
+
+def cost_table(costs: Sequence[Cost]) -> Table:
+    rows = []
+    for c in costs:
+        networks = f"{c.networks} ({c.parameters / 1e6:.2f} M)"
+        row = c.row if c.finished else f"{c.row} (unfinished)"
+        whole = (f"{x:,.0f}" for x in (c.steps, c.images, c.network_passes, c.seconds))
+        rows.append((row, str(c.runs), *whole, f"{c.peak_bytes / MIB:,.0f}", networks))
+    header = ("method", "runs", "steps", "images", "network passes", "seconds", "peak MiB", "networks (parameters)")
+    caption = "means over runs; a network pass is one forward of the backbone on one row"
+    return Table(f"{costs[0].recipe}-costs", "cost of training", caption, header, tuple(rows))
+
+
+def _table(board: Board, name: str, title: str, caption: str, header, rows, bold=frozenset()) -> Table:
+    parts = (board.recipe, board.benchmark, name)
+    return Table("-".join(parts), f"{board.benchmark}: {title}", caption, header, tuple(rows), frozenset(bold))
+
+
+def _text(board: Board, metric: str, row: str, nfe: int) -> str:
+    cell = board.cells[metric].get((row, nfe))
+    return number(cell.value if cell else None, 2)
+
+
+def interval_text(cell: Cell | None, digits: int) -> str:
+    if cell is None or math.isnan(cell.value):
+        return NONE
+    text = number(cell.value, digits)
+    return text if math.isnan(cell.low) else f"{text} [{number(cell.low, digits)}, {number(cell.high, digits)}]"
+
+
+def number(value: float | None, digits: int) -> str:
+    return NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+# ---- how a table is written ------------------------------------------------------------------------------------------
+
+
+def console(table: Table) -> str:
+    """Plain lines, of the width that the table needs; `*` stands for bold."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Rich
+
+    rich = Rich(title=None, box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(table.header):
+        rich.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in table.marked("", " *"):
+        rich.add_row(*row)
+    out = io.StringIO()
+    width = 4 * len(table.header) + sum(
+        max(map(len, column)) + 2 for column in zip(table.header, *table.rows, strict=True)
+    )
+    Console(file=out, width=width, force_terminal=False, markup=False, highlight=False, emoji=False).print(rich)
+    lines = "\n".join(line.rstrip() for line in out.getvalue().strip("\n").split("\n"))
+    return f"{table.title}\n({table.caption})\n{lines}\n"
+
+
+def markdown(table: Table) -> str:
+    from tabulate import tabulate
+
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.marked("**", "**")]
+    align = ("left", *("right",) * (len(table.header) - 1))
+    text = tabulate(rows, table.header, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
+    return f"### {table.title}\n\n{text}\n\n{table.caption}\n"
+
+
+def latex(table: Table) -> str:
+    """A booktabs table with a caption and the label tab:<name>."""
+    import pandas as pd
+
+    def escape(text: str) -> str:
+        special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--"}
+        return "".join(special.get(char, "\\" + char if char in "&%$#_{}" else char) for char in text)
+
+    safe = Table(table.name, "", "", table.header, tuple(tuple(map(escape, row)) for row in table.rows), table.bold)
+    frame = pd.DataFrame(safe.marked(r"\textbf{", "}"), columns=[escape(name) for name in table.header])
+    align = "l" + "r" * (len(table.header) - 1)
+    caption = escape(f"{table.title}; {table.caption}")
+    return frame.to_latex(index=False, escape=False, column_format=align, caption=caption, label=f"tab:{table.name}")

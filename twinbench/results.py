@@ -1,0 +1,186 @@
+"""The small committed results: one folder a run, one score file a benchmark and NFE, its evidence beside it.
+
+    results/<recipe>/<label>-<fingerprint>/run.json                        schema twinbench.run/1
+                                           <benchmark>-nfe<k>.json         schema twinbench.score/1
+                                           <benchmark>-nfe<k>.items.jsonl  one row an image or question
+                                           <benchmark>-nfe<k>.features.npz features [n, d], keys [n]   (optional)
+    results/<recipe>/<benchmark>-reference.npz                             features [m, d], judge      (optional)
+
+Every file is written to a temporary name beside it and then renamed, so that a reader sees the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN, SCORE = "twinbench.run/1", "twinbench.score/1"
+IDENTITY = ("recipe", "label", "method", "fingerprint", "group", "seed")
+COSTS = ("network_passes", "seconds", "peak_bytes")
+ASKED = ("benchmark", "version", "judge", "nfe", "nfe_counted", "schedule")
+COLUMNS = (*IDENTITY, *ASKED, "metric", "value", "se", "n", "copies", *COSTS)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One score file with the run that it belongs to."""
+
+    folder: Path
+    run: dict[str, Any]
+    score: dict[str, Any]
+
+    def beside(self, suffix: str) -> Path:
+        """The file of evidence: suffix is "items.jsonl" or "features.npz"."""
+        return self.folder / f"{self.score['benchmark']}-nfe{self.score['nfe']}.{suffix}"
+
+    def items(self) -> list[dict[str, Any]] | None:
+        """The item rows, None where they were not kept."""
+        path = self.beside("items.jsonl")
+        return read_items(path) if path.exists() else None
+
+    def features(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(features [n, d], keys [n]), None where they were not kept."""
+        path = self.beside("features.npz")
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            return file["features"], file["keys"]
+
+    def reference(self) -> np.ndarray | None:
+        """The features [m, d] of the recipe's real data under the same judge, None where there are none."""
+        path = self.folder.parent / f"{self.score['benchmark']}-reference.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            return file["features"] if str(file["judge"]) == self.score["judge"] else None
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Writes obj with sorted keys; numbers that are not finite become null."""
+    text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    _replace(Path(path), lambda file: file.write(text.encode()))
+
+
+def write_items(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line."""
+    text = "".join(json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+    _replace(Path(path), lambda file: file.write(text.encode()))
+
+
+def write_features(path: str | Path, features: Any, keys: Iterable[str]) -> None:
+    """Writes the features [n, d] of drawn images, in float32, with the key of each."""
+    features, keys = np.asarray(features, np.float32), np.asarray(list(keys), np.str_)
+    if len(features) != len(keys):
+        raise ValueError(f"{len(features)} features have {len(keys)} keys")
+    _replace(Path(path), lambda file: np.savez_compressed(file, features=features, keys=keys))
+
+
+def write_reference(path: str | Path, features: Any, judge: str) -> None:
+    """Writes the features [m, d] of the real data, in float32, with the judge that gave them."""
+    features = np.asarray(features, np.float32)
+    _replace(Path(path), lambda file: np.savez_compressed(file, features=features, judge=np.str_(judge)))
+
+
+def plain(obj: Any) -> Any:
+    """obj in JSON's own types: tuples are lists, numpy's values Python's, numbers that are not finite None."""
+    if isinstance(obj, np.generic | np.ndarray):
+        obj = obj.tolist()
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    if isinstance(obj, Mapping):
+        return {str(key): plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [plain(value) for value in obj]
+    return obj
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path) -> Any:
+    """ValueError that names the file if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_items(path: str | Path) -> list[dict[str, Any]]:
+    """ValueError that names the file and the line if one is not JSON."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+    return rows
+
+
+def records(path: str | Path) -> Iterator[Record]:
+    """Every score under the results root, one recipe's folder or one run's folder, in the order of the paths.
+
+    FileNotFoundError if there is none; ValueError that names the file if one is corrupt."""
+    root, empty = Path(path), True
+    for file in sorted(f for pattern in ("run.json", "*/run.json", "*/*/run.json") for f in root.glob(pattern)):
+        run = _checked(file, RUN, (*IDENTITY, *COSTS))
+        for score in sorted(file.parent.glob("*-nfe*.json")):
+            empty = False
+            yield Record(file.parent, run, _checked(score, SCORE, (*ASKED, "copies", "metrics")))
+    if empty:
+        raise FileNotFoundError(f"no results under {root}; twinbench eval writes them")
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """One row a metric, with COLUMNS; `schedule` as canonical JSON, the last three are the training's cost.
+
+    `path`: the results root, one recipe's folder or one run's folder. Errors as of `records`."""
+    import pandas as pd
+
+    rows = []
+    for record in records(path):
+        run = {key: record.run[key] for key in (*IDENTITY, *COSTS)}
+        score = {key: record.score[key] for key in (*ASKED, "copies")}
+        score["schedule"] = json.dumps(score["schedule"], sort_keys=True, separators=(",", ":"))
+        rows += [{**run, **score, "metric": name, **entry} for name, entry in record.score["metrics"].items()]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "se": float})
+
+
+def _checked(path: Path, schema: str, keys: Iterable[str]) -> dict[str, Any]:
+    obj = read_json(path)
+    if not isinstance(obj, dict) or obj.get("schema") != schema:
+        raise ValueError(f"{path} is not of schema {schema}")
+    missing = [key for key in keys if key not in obj]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return obj

@@ -1,0 +1,104 @@
+"""Checkpoints: one safetensors file each, complete and atomic; the newest is found by itself.
+
+Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>; the numbers that are no tensors (step,
+costs, the average's decay) stand in the file's metadata. No generator state: randomness is keyed (`randomness`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from twinbench.files import replace
+from twinbench.plugins import UserError
+from twinbench.training.networks import Owned
+
+
+@dataclass
+class State:
+    """How far a run is, and what it has cost so far. seconds: wall clock of training; cpu_seconds: of its process."""
+
+    step: int = 0
+    images: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def used(self, unit: str) -> int:
+        return {"steps": self.step, "images": self.images, "passes": self.passes}[unit]
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A safetensors file with JSON metadata, atomically."""
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    replace(path, lambda file: file.write(save(ready, {"twinbench": json.dumps(metadata)})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and metadata of a file. Raises UserError if it is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("twinbench", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"weights file {path} does not exist") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and the run goes on from the save before it") from None
+
+
+def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int) -> Path:
+    """Write step-<n>.safetensors, then delete all but the newest `keep`."""
+    tensors = {f"average.{k}": v for k, v in owned.average.network.state_dict().items()}
+    for turn, trained in owned.trained.items():
+        tensors |= {f"{turn}.{k}": v for k, v in trained.network.state_dict().items()}
+        for which, optimizer in enumerate(trained.optimizers):
+            for parameter, slots in optimizer.state_dict()["state"].items():
+                prefix = f"optimizer.{turn}.{which}.{parameter}"
+                tensors |= {f"{prefix}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    path = folder / f"step-{state.step:08d}.safetensors"
+    save_tensors(path, tensors, {"state": asdict(state), "decay": owned.average.decay})
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def load_checkpoint(path: Path, owned: Owned) -> State:
+    """Put a checkpoint into the networks, their optimizers and the average; bit for bit what was saved."""
+    tensors, metadata = read_tensors(path)
+    fill(owned.average.network, part(tensors, "average."), path)
+    owned.average.decay = metadata["decay"]
+    for turn, trained in owned.trained.items():
+        fill(trained.network, part(tensors, f"{turn}."), path)
+        for which, optimizer in enumerate(trained.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in part(tensors, f"optimizer.{turn}.{which}.").items():
+                parameter, slot = name.split(".", 1)
+                state.setdefault(int(parameter), {})[slot] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return State(**metadata["state"])
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load weights that must fit exactly. Raises UserError naming the first key that does not."""
+    own = network.state_dict()
+    wrong = sorted({*own} ^ {*tensors}) or [k for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise UserError(f"{path} does not fit this backbone: {wrong[0]!r} is missing, unexpected or of another shape")
+    network.load_state_dict(tensors)

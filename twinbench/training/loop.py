@@ -1,0 +1,176 @@
+"""The training loop. A step is a pure function of (seed, step, the samples it holds): nothing else is kept but the
+networks, their optimizers and the average, so a resumed run ends, bit for bit, where an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinbench.backbones.base import Backbone
+from twinbench.data.base import World
+from twinbench.data.loader import Loader
+from twinbench.files import write_text
+from twinbench.method import Method, Turn
+from twinbench.randomness import Rng
+from twinbench.recipe import Train
+from twinbench.training import checkpoint
+from twinbench.training.checkpoint import State, save_tensors
+from twinbench.training.networks import assemble
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message names the step and the term."""
+
+
+class Trainer:
+    """Trains one method; iterate over it to make steps, each of which gives its log row.
+
+    folder: where checkpoints/, log.jsonl and weights.safetensors go. The newest checkpoint there is taken up."""
+
+    def __init__(self, folder: Path, method: Method, backbone: Backbone, world: World, train: Train, seed: int) -> None:
+        self.folder, self.method, self.train, self.seed = folder, method, train, seed
+        self.backbone, self.loader = backbone, Loader(world, backbone, seed)
+        self.owned = assemble(backbone, method, train)
+        self.networks, self.counters = self.owned.velocities(method.needs)
+        self.state = State()
+        if saved := checkpoint.checkpoints(folder / "checkpoints"):
+            self.state = checkpoint.load_checkpoint(saved[-1], self.owned)
+        self._trim_log()
+
+    # ---- progress ------------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is used, in [0, 1]."""
+        return min(self.state.used(self.train.unit) / self.train.budget, 1.0) if self.train.budget else 1.0
+
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The network that is judged."""
+        average = self.train.evaluate == "average" and self.state.step > 0
+        return self.owned.average.network if average else self.owned.trained["student"].network
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while self.progress < 1:
+            row = self.step()
+            if self.state.step % self.train.save_every == 0 and self.progress < 1:
+                self.save()
+            yield row
+        self.save()
+
+    # ---- one step ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, Any]:
+        """One student update with its cycle of turns; returns and writes the log row."""
+        start, cpu = time.perf_counter(), time.process_time()
+        before = sum(counter.passes for counter in self.counters)
+        row: dict[str, Any] = {"step": self.state.step + 1}
+        for name in self.method.turns(self.state.step):
+            row |= self._turn(Turn(name, self.state.step, self.progress))
+        state = self.state
+        state.step += 1
+        state.images += self.train.batch
+        state.passes += sum(counter.passes for counter in self.counters) - before
+        state.seconds += time.perf_counter() - start
+        state.cpu_seconds += time.process_time() - cpu
+        state.peak_bytes = max(state.peak_bytes, peak_bytes())
+        row |= {"images": state.images, "passes": state.passes, "seconds": round(state.seconds, 3)}
+        row |= {"peak_bytes": state.peak_bytes, "progress": self.progress}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        return row
+
+    def _turn(self, turn: Turn) -> dict[str, float]:
+        trained = self.owned.trained[turn.name]
+        if turn.name == "student":
+            self.owned.average.update(trained.network)
+        terms = self._gradients(turn)
+        norm = torch.nn.utils.clip_grad_norm_(trained.network.parameters(), self.train.clip)
+        if not torch.isfinite(norm):
+            raise self._stopped(turn, "the gradient norm")
+        rate = self._rate(turn)
+        for optimizer in trained.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        prefix = "" if turn.name == "student" else f"{turn.name}."
+        logged = {**terms, "gradient": norm.item(), "rate": rate}
+        return {f"{prefix}{name}": value for name, value in logged.items()}
+
+    def _gradients(self, turn: Turn) -> dict[str, float]:
+        """Accumulate the gradients of the turn's terms, one micro-batch after the other; returns the terms' values."""
+        total, size = self.train.batch, self.train.micro_batch or self.train.batch
+        sums: dict[str, float] = {}
+        for start in range(0, total, size):
+            held = range(start, min(start + size, total))
+            batch = self.loader.batch(turn.step, held, total)
+            rng = Rng(self.seed, turn.step, turn.name, held, total, self.backbone.shape)
+            draws = self.method.draw(batch, rng, turn)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.train.precision == "bfloat16"):
+                terms = self.method.loss(self.networks, batch, draws, turn)
+                loss = terms.total()
+            for name, term in terms.losses.items():
+                value = term.value().item()
+                if not math.isfinite(value):
+                    raise self._stopped(turn, f"term {name!r}")
+                sums[name] = sums.get(name, 0.0) + value
+            for name, log in terms.logs.items():
+                sums[f"log.{name}"] = sums.get(f"log.{name}", 0.0) + log.item() * len(held) / total
+            if loss.requires_grad:
+                loss.backward()
+        return sums
+
+    def _rate(self, turn: Turn) -> float:
+        rise = min(1.0, (turn.step + 1) / self.train.warmup) if self.train.warmup else 1.0
+        fall = min(1.0, (1 - turn.progress) / self.train.decay) if self.train.decay else 1.0
+        return self.train.lr * rise * fall
+
+    def _stopped(self, turn: Turn, what: str) -> TrainingError:
+        folder = self.folder / "failed"
+        path = checkpoint.save_checkpoint(folder, self.owned, self.state, keep=1)
+        return TrainingError(
+            f"step {turn.step + 1}, turn {turn.name!r}: {what} is not finite; lower train.lr (--set train.lr=...); "
+            f"the networks at this moment: {path}"
+        )
+
+    # ---- saving --------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint, and at the end of the budget the weights that are judged."""
+        checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep)
+        if self.progress >= 1:
+            tensors: dict[str, Tensor] = dict(self.evaluated.state_dict())
+            save_tensors(self.folder / "weights.safetensors", tensors, {"step": self.state.step})
+
+    def _trim_log(self) -> None:
+        """Forget what was logged after the last checkpoint: those steps are made again."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # a kill in the middle of a line
+                break
+            if row["step"] > self.state.step:
+                break
+            kept.append(line)
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def peak_bytes() -> int:
+    """The largest memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

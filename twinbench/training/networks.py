@@ -1,0 +1,117 @@
+"""The networks of a run: what is trained, what follows it, what stays frozen; and their optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from twinbench import plugins, run
+from twinbench.backbones.base import Backbone
+from twinbench.flow import Counted
+from twinbench.method import Method, Networks
+from twinbench.plugins import UserError
+from twinbench.randomness import seed_of
+from twinbench.recipe import BackboneSection, DataSection, Train, validate
+from twinbench.training.ema import Average
+
+
+@dataclass
+class Trained:
+    """A network with its optimizers: several where parameters of different kinds want different ones."""
+
+    network: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+
+
+@dataclass
+class Owned:
+    """Everything that a run holds. trained: by the name of the turn that updates it."""
+
+    trained: dict[str, Trained]
+    average: Average
+    teacher: nn.Module | None
+
+    def velocities(self, needs: frozenset[str]) -> tuple[Networks, list[Counted]]:
+        """The velocities that a method asked for, and all counters."""
+        student = Counted(self.trained["student"].network)
+        target = Counted(self.average.network, trained=False) if "target" in needs else None
+        teacher = Counted(self.teacher, trained=False) if self.teacher is not None else None
+        counters = [c for c in (student, target, teacher) if c is not None]
+        return Networks(student, target=target, teacher=teacher), counters
+
+    def held(self) -> list[dict[str, Any]]:
+        """Name, parameters and bytes of every network, with what training keeps beside it."""
+        rows = [_weight(f"{turn} (trained)", t.network, 4) for turn, t in self.trained.items()]
+        rows.append(_weight("average", self.average.network, 1))
+        return rows + ([_weight("teacher (frozen)", self.teacher, 1)] if self.teacher is not None else [])
+
+
+def _weight(name: str, network: nn.Module, copies: int) -> dict[str, Any]:
+    """copies: 4 for a trained network (weights, gradients, two moments), 1 for a frozen one."""
+    parameters = sum(p.numel() for p in network.parameters())
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    return {"name": name, "parameters": parameters, "bytes": size * copies}
+
+
+def make_backbone(section: BackboneSection, seed: int) -> Backbone:
+    """The backbone with random weights of this seed. Raises UserError for a wrong setting."""
+    kind = plugins.backbone(section.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "initial weights"))
+        return kind(checked(kind, section.options, f"backbone {section.name!r}"))
+
+
+def make_data(section: DataSection) -> Any:
+    """The dataset of a recipe. Raises UserError for a wrong setting."""
+    kind = plugins.dataset(section.kind)
+    return kind(checked(kind, section.options, f"data {section.kind!r}"))
+
+
+def checked(kind: Any, options: dict[str, Any], where: str) -> Any:
+    """A plug-in's Config from a recipe's section."""
+    return validate(kind.Config, options, where)
+
+
+def weights_file(section: BackboneSection, data: DataSection, runs: Path) -> Path | None:
+    """Where the initial weights lie; None for random ones. Raises UserError if they cannot be found."""
+    name = section.weights
+    if name == "none":
+        return None
+    if name == "shipped":
+        path = Path(__file__).parents[1] / "weights" / f"{data.kind}-teacher.safetensors"
+        if not path.is_file():
+            raise UserError(f"no weights are shipped for {data.kind!r}; set backbone.weights: none, or a file")
+        return path
+    if name.startswith("run:"):
+        folder = run.find(runs, [name.removeprefix("run:")])[0]
+        path = folder / "weights.safetensors"
+        if not path.is_file():
+            raise UserError(f"run {folder.name} is not finished; train it first")
+        return path
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"weights {name!r} not found; give none, shipped, run:<fingerprint> or a safetensors file")
+    return path
+
+
+def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimizer]:
+    """AdamW for all; or Muon for the matrices inside blocks, which it orthogonalises, and AdamW for the rest."""
+    settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    if train.optimizer == "adamw":
+        return [torch.optim.AdamW([p for _, p in named], betas=train.betas, **settings)]
+    matrices = [p for name, p in named if p.ndim == 2 and "blocks" in name]
+    rest = [p for name, p in named if not (p.ndim == 2 and "blocks" in name)]
+    muon = torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **settings)
+    return [muon, torch.optim.AdamW(rest, betas=train.betas, **settings)]
+
+
+def assemble(student: Backbone, method: Method, train: Train) -> Owned:
+    """All networks of a run, starting from the student's initial weights."""
+    average = Average(student, train.ema)
+    teacher = Average(student, 0).network if "teacher" in method.needs else None
+    return Owned({"student": Trained(student, make_optimizers(student, train))}, average, teacher)

@@ -1,0 +1,1 @@
+"""Shipped weights of the embedded worlds, each with a JSON that says how it was made."""
