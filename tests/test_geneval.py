@@ -68,7 +68,10 @@ def test_summary_is_the_official_one():
 
 def test_colour_is_asked_only_where_a_clause_names_one():
     asked = []
-    metadata = {"tag": "colors", "include": [{"class": "cup", "count": 1}, {"class": "dog", "count": 1, "color": "red"}]}
+    metadata = {
+        "tag": "colors",
+        "include": [{"class": "cup", "count": 1}, {"class": "dog", "count": 1, "color": "red"}],
+    }
     objects = [Found("cup", 0.9, (0, 0, 1, 1)), Found("dog", 0.9, (0, 0, 1, 1))]
     correct, _ = geneval.verdict(metadata, objects, color_of=lambda o, c: asked.append((o.label, c)) or "red")
     assert correct and asked == [("dog", "dog")]

@@ -229,3 +229,13 @@ def test_a_report_is_a_pure_function_of_the_results(tmp_path):
     assert names == ["report.html", "report.md", "score-vs-nfe.png", "score-vs-passes.png"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("format", page.FORMATS)
+def test_a_teacher_alone_or_a_run_without_values_is_still_a_report(tmp_path, format):
+    write(tmp_path, "teacher", 20, nfe=50, method="pretrained")
+    assert render(tmp_path, format, metrics_of=metrics_of)
+    folder = tmp_path / "tiny" / "nothing-0"
+    results.write_json(folder / "run.json", {**RUN, "label": "nothing"})
+    results.write_json(folder / "fidelity-nfe1.json", {**SCORE, "benchmark": "fidelity", "metrics": {}})
+    assert render(tmp_path, format, metrics_of=metrics_of)

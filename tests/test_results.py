@@ -13,8 +13,8 @@ from twinbench import results
 RUN = {
     "schema": "twinbench.run/1", "label": "twinflow", "method": "twinflow", "fingerprint": "f0", "group": "g0",
     "seed": 0, "recipe": "tiny", "resolved": {}, "git": None, "versions": {}, "hardware": "cpu", "threads": 1,
-    "steps": 10, "images": 160, "network_passes": 480, "seconds": 1.5, "peak_bytes": 1 << 20, "networks": [], "finished": True,
-    "weights_sha256": "00",
+    "steps": 10, "images": 160, "network_passes": 480, "seconds": 1.5, "peak_bytes": 1 << 20, "networks": [],
+    "finished": True, "weights_sha256": "00",
 }  # fmt: skip
 SCORE = {
     "schema": "twinbench.score/1", "benchmark": "geneval", "version": "1", "judge": "shapes", "prompts": "p0", "nfe": 1,

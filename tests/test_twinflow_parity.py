@@ -3,9 +3,9 @@
 import pytest
 import torch
 from tiny import Tiny, load, tensor
+from twinbench.baselines.rcgm import RCGM
 
 from twinbench.anystep import ROLES, AnyStepDraws, Shares, instant
-from twinbench.baselines.rcgm import RCGM
 from twinbench.flow import Batch, split
 from twinbench.method import Networks, Turn
 from twinbench.objectives.losses import barron, l2

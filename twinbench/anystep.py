@@ -81,11 +81,15 @@ class AnyStep(Method):
         cfg_scale: float = Field(1.0, ge=1, description="guidance distilled into the student")
         guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="guided where lo < t < hi")
         guide_at_one: bool = Field(False, description="guide rows at t = 1 too (official: no)")
-        target: Literal["self", "average", "pretrained"] = Field("average", description="the network that gives targets")
+        target: Literal["self", "average", "pretrained"] = Field(
+            "average", description="the network that gives targets"
+        )
         image_free: bool = Field(False, description="train on the student's own samples instead of data")
         shares: Shares = Shares()
         local_width: float = Field(0.05, gt=0, le=1, description="largest (t - r)/t of local rows")
-        range: float = Field(1.0, ge=0, le=1, description="largest (t - r)/t of any-step rows (official consistc_ratio)")
+        range: float = Field(
+            1.0, ge=0, le=1, description="largest (t - r)/t of any-step rows (official consistc_ratio)"
+        )
         times: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="t ~ Beta(a, b) * scale")
         weighting: Literal["tan", "none"] = "tan"
         metric: Literal["barron", "l2"] = "barron"
@@ -106,7 +110,7 @@ class AnyStep(Method):
             self.config.target
         ]
 
-    # ---- random numbers ------------------------------------------------------------------------------------------------
+    # ---- random numbers ----
 
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> AnyStepDraws:
         c = self.config
@@ -137,7 +141,7 @@ class AnyStep(Method):
         t = torch.where(role == ROLES.index("one_step"), one, t)
         return t.to(rng.time_dtype), r.to(rng.time_dtype)
 
-    # ---- loss ----------------------------------------------------------------------------------------------------------
+    # ---- loss ----
 
     def loss(self, networks: Networks, batch: Batch, draws: Draws, turn: Turn) -> Terms:
         assert isinstance(draws, AnyStepDraws)
@@ -192,9 +196,7 @@ class AnyStep(Method):
         assert net is not None, f"target: {self.config.target} asks for a network that was not given"
         return net
 
-    def _guide(
-        self, net: Velocity, x_t: Tensor, y: Tensor, draws: AnyStepDraws, fake: Tensor, batch: Batch
-    ) -> Tensor:
+    def _guide(self, net: Velocity, x_t: Tensor, y: Tensor, draws: AnyStepDraws, fake: Tensor, batch: Batch) -> Tensor:
         """y + w (v_cond - v_null) on guided rows, with the w that distils `cfg_scale` in this mode.
 
         A network that guides itself has the fixed point v_null + (v_cond - v_null)/(1 - w), so w = 1 - 1/scale; with a

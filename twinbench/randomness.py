@@ -42,7 +42,14 @@ class Rng:
     shape: of one sample. Every call names its draw; the same name gives the same numbers."""
 
     def __init__(
-        self, seed: int, step: int, turn: str, indices: Sequence[int], total: int, shape: Sequence[int], dtype=torch.float32
+        self,
+        seed: int,
+        step: int,
+        turn: str,
+        indices: Sequence[int],
+        total: int,
+        shape: Sequence[int],
+        dtype=torch.float32,
     ) -> None:
         self.key, self.indices, self.total = (seed, step, turn), list(indices), total
         self.shape, self.dtype = tuple(shape), dtype
@@ -50,14 +57,18 @@ class Rng:
 
     def normal(self, name: str, where: Tensor | None = None) -> Tensor:
         """Standard normal [n, *shape] for the samples held, or for those of a mask [n]."""
-        held = self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+        held = (
+            self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+        )
         if not held:
             return torch.empty(0, *self.shape, dtype=self.dtype)
         return torch.stack([normal(self.shape, *self.key, i, name) for i in held]).to(self.dtype)
 
     def uniform(self, name: str, where: Tensor | None = None) -> Tensor:
         """Uniform in [0, 1), float64 [n], for the samples held, or for those of a mask."""
-        held = self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+        held = (
+            self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+        )
         numbers = [seed_of(*self.key, i, name) >> 10 for i in held]  # 53 bits
         return torch.tensor(numbers, dtype=torch.float64) * 2.0**-53
 

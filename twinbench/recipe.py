@@ -111,6 +111,7 @@ class Resolved(Section):
     data: DataSection
     train: Train
     sample: dict[int, Sample]
+    own_nfe: tuple[int, ...] = ()  # the budgets of the block's own `sample`
     eval: Evaluation
     config: dict[str, Any]
 
@@ -127,7 +128,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------
+# ---- reading ----
 
 
 def shipped() -> list[str]:
@@ -203,7 +204,7 @@ def validate(model: Any, tree: dict[str, Any], where: str) -> Any:
     if holes := missing(tree):
         raise UserError(f"{where} needs a value for {holes[0]} (--set {holes[0]}=...)")
     try:
-        return model.modelvalidate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         raise UserError(_sentence(error.errors()[0], model, where)) from None
 
@@ -222,7 +223,7 @@ def _sentence(problem: Any, model: Any, where: str) -> str:
     return f"{where}: {key + ': ' if key else ''}{message}{given}"
 
 
-# ---- one method --------------------------------------------------------------------------------------------------------
+# ---- one method ----
 
 
 def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
@@ -243,13 +244,13 @@ def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
         shared["backbone"]["weights"] = block.pop("weights")
     config = validate(plugins.method(name).Config, block, where).model_dump()
     tree = {"recipe": recipe.name, "label": label, "method": name, "seed": seed, **shared, "config": config}
+    tree["own_nfe"] = tuple(over["sample"])
     return validate(Resolved, tree, where)
 
 
-def nfe_of(recipe: Recipe, label: str) -> list[int]:
-    """The budgets at which a label is evaluated if none are named: the recipe's, and those of its own `sample`."""
-    own = recipe.methods.get(label, {}).get("sample", {})
-    return sorted({*recipe.eval.nfe, *own}) if label != "teacher" else sorted(own) or list(recipe.eval.nfe)
+def nfe_of(resolved: Resolved) -> list[int]:
+    """The budgets at which a method is evaluated if none are named: the recipe's `eval.nfe`, and those of its own block."""
+    return sorted({*resolved.eval.nfe, *resolved.own_nfe})
 
 
 def difference(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from twinbench.files import replace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,19 +66,19 @@ class Record:
             return file["features"] if str(file["judge"]) == self.score["judge"] else None
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing ----
 
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Writes obj with sorted keys; numbers that are not finite become null."""
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace(Path(path), lambda file: file.write(text.encode()))
+    replace(Path(path), lambda file: file.write(text.encode()))
 
 
 def write_items(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line."""
     text = "".join(json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
-    _replace(Path(path), lambda file: file.write(text.encode()))
+    replace(Path(path), lambda file: file.write(text.encode()))
 
 
 def write_features(path: str | Path, features: Any, keys: Iterable[str]) -> None:
@@ -86,13 +86,13 @@ def write_features(path: str | Path, features: Any, keys: Iterable[str]) -> None
     features, keys = np.asarray(features, np.float32), np.asarray(list(keys), np.str_)
     if len(features) != len(keys):
         raise ValueError(f"{len(features)} features have {len(keys)} keys")
-    _replace(Path(path), lambda file: np.savez_compressed(file, features=features, keys=keys))
+    replace(Path(path), lambda file: np.savez_compressed(file, features=features, keys=keys))
 
 
 def write_reference(path: str | Path, features: Any, judge: str) -> None:
     """Writes the features [m, d] of the real data, in float32, with the judge that gave them."""
     features = np.asarray(features, np.float32)
-    _replace(Path(path), lambda file: np.savez_compressed(file, features=features, judge=np.str_(judge)))
+    replace(Path(path), lambda file: np.savez_compressed(file, features=features, judge=np.str_(judge)))
 
 
 def plain(obj: Any) -> Any:
@@ -108,22 +108,7 @@ def plain(obj: Any) -> Any:
     return obj
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading ----
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,6 +1,6 @@
 """A run is a method under a recipe: a folder that knows what made it.
 
-    runs/<recipe>/<label>-<fingerprint>/   recipe.yaml  run.json  log.jsonl  checkpoints/  samples/  images/  weights.safetensors
+runs/<recipe>/<label>-<fingerprint>/   recipe.yaml  run.json  log.jsonl  checkpoints/  samples/  images/  weights.safetensors
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Run:
             if not target.exists():
                 write_text(target, yaml.safe_dump(self.resolved.model_dump(mode="json"), sort_keys=False))
         except OSError as error:
-            raise UserError(f"cannot write the run folder {self.folder} ({error.strerror}); choose another --runs") from None
+            raise UserError(
+                f"cannot write the run folder {self.folder} ({error.strerror}); choose another --runs"
+            ) from None
         return self.folder
 
     def record(self, **measured: Any) -> dict[str, Any]:

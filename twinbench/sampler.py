@@ -7,13 +7,17 @@ call looks ahead), renoising between hops, extrapolation of the predictions, Heu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from twinbench import plugins
 from twinbench.flow import Cond, Hop, Velocity, split, times_like
+from twinbench.plugins import UserError
+from twinbench.recipe import Resolved, Sample
 
 Trace = list[tuple[float, float, Tensor]]
 
@@ -36,7 +40,7 @@ class Schedule:
     def __post_init__(self) -> None:
         times = tuple(float(t) for t in self.times)
         object.__setattr__(self, "times", times)
-        if not times or not 1 >= times[0] or times[-1] < 0 or any(a <= b for a, b in zip(times, times[1:], strict=False)):
+        if not times or not times[0] <= 1 or times[-1] < 0 or any(a <= b for a, b in pairwise(times)):
             raise ValueError(f"times must fall strictly within [0, 1], got {list(times)}")
         if self.hop not in ("end", "next", "same"):
             raise ValueError(f"hop must be end, next or same, got {self.hop!r}")
@@ -82,7 +86,7 @@ def sample(
         raise ValueError("a schedule with renoise needs noise(i)")
     grid = [*schedule.times, 0.0]
     x, previous = z, None
-    for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(grid)):
         r = {"end": 0.0, "next": s, "same": t}[schedule.hop]
         data, fresh = _predict(v, x, t, r, cond)
         if trace is not None:
@@ -113,3 +117,39 @@ def _renoise_share(renoise: float | Literal["sde"], t: float, s: float) -> float
     if renoise != "sde":
         return renoise
     return min(max(2 * t * (t - s) / s**2, 0.0), 1.0) if s > 0 else 0.0
+
+
+# ---- what a recipe says of it ----
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one number of evaluations is spent: a schedule and a guidance scale."""
+
+    nfe: int
+    schedule: Schedule
+    guidance: float = 1.0
+
+    @property
+    def counted(self) -> int:
+        return self.schedule.calls * (1 + (self.guidance != 1))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self.schedule), "guidance": self.guidance}
+
+
+def plan(resolved: Resolved, nfe: int) -> Plan:
+    """The recipe's schedule for this many evaluations, or uniform times with the method's own hop.
+
+    Raises UserError if the schedule would take another number of evaluations."""
+    hop = plugins.method(resolved.method).hop
+    s = resolved.sample.get(nfe) or Sample(steps=nfe)
+    times = s.times or tuple(schedule_times(s.steps or 1, s.gap, s.curve).tolist())
+    try:
+        schedule = Schedule(times, s.hop or hop, s.renoise, s.extrapolation, s.heun)
+    except ValueError as error:
+        raise UserError(f"recipe {resolved.recipe!r}, sample.{nfe}: {error}") from None
+    made = Plan(nfe, schedule, s.guidance)
+    if made.counted != nfe:
+        raise UserError(f"recipe {resolved.recipe!r}, sample.{nfe}: this schedule takes {made.counted} evaluations")
+    return made

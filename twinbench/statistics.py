@@ -49,7 +49,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-# ---- one metric ------------------------------------------------------------------------------------------------------
+# ---- one metric ----
 
 
 def evaluate(metric: Metric, items: Items) -> float:
@@ -96,7 +96,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-# ---- the bootstrap ---------------------------------------------------------------------------------------------------
+# ---- the bootstrap ----
 
 
 def bootstrap(metric: Metric, runs: Sequence[Items], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -144,7 +144,7 @@ def compare(value: float, a: np.ndarray, b: np.ndarray, seed: int = 0) -> Differ
     return Difference(value, *percentiles(deltas), min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
-# ---- rows to totals --------------------------------------------------------------------------------------------------
+# ---- rows to totals ----
 
 
 def _matching(metric: Metric, items: Items) -> Iterable[Mapping[str, Any]]:

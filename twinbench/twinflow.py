@@ -4,7 +4,7 @@ On negative times the network learns the velocity of its own one-step samples (t
 the one-step samples differ from the data, and their difference pushes the one-step output:
 
     base      any-step objective on data rows (`anystep`), and flow matching of own samples at t < 0 on fake rows
-    rectify   v(z, 1, 0)  ->  v(z, 1, 0) - clamp( v(x', -t', -t') - v(x', t', t') ),   x' = (1 - t') (z - v(z,1,0)) + t' z'
+    rectify   v(z,1,0) -> v(z,1,0) - clamp( v(x',-t',-t') - v(x',t',t') ),  x' = (1 - t') (z - v(z,1,0)) + t' z'
 
 `form: source` is the official training code (roles share one batch, robust loss, tan weight, clamps); `form: paper` is
 the paper's loss as its authors' tutorial writes it (every term on the whole batch, mean square error, weight 1).
@@ -71,7 +71,7 @@ class TwinFlow(AnyStep):
         assert isinstance(draws, TwinDraws)
         return self._loss_source(networks, batch, draws)
 
-    # ---- the source form -----------------------------------------------------------------------------------------------
+    # ---- the source form ----
 
     def _draw_source(self, batch: Batch, rng: Rng, turn: Turn) -> TwinDraws:
         base = super().draw(batch, rng, turn)
@@ -105,7 +105,7 @@ class TwinFlow(AnyStep):
         fake, real = instant(networks.student, -1), instant(networks.student)
         return matching_direction(fake, real, x, z, t, cond, clamp=self.config.match_clamp)
 
-    # ---- the paper's form ----------------------------------------------------------------------------------------------
+    # ---- the paper's form ----
 
     def _draw_paper(self, rng: Rng) -> PaperDraws:
         t = rng.uniform("t")

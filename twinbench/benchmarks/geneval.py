@@ -18,12 +18,88 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 RELATIONS = ("left of", "right of", "above", "below")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 CLASSES = tuple(  # COCO's 80 in detector order, three of them renamed by GenEval
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
-    "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,"
-    "snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,"
-    "knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,"
-    "dining table,toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,microwave,oven,toaster,sink,"
-    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush".split(",")
+    [
+        "person",
+        "bicycle",
+        "car",
+        "motorcycle",
+        "airplane",
+        "bus",
+        "train",
+        "truck",
+        "boat",
+        "traffic light",
+        "fire hydrant",
+        "stop sign",
+        "parking meter",
+        "bench",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+        "backpack",
+        "umbrella",
+        "handbag",
+        "tie",
+        "suitcase",
+        "frisbee",
+        "skis",
+        "snowboard",
+        "sports ball",
+        "kite",
+        "baseball bat",
+        "baseball glove",
+        "skateboard",
+        "surfboard",
+        "tennis racket",
+        "bottle",
+        "wine glass",
+        "cup",
+        "fork",
+        "knife",
+        "spoon",
+        "bowl",
+        "banana",
+        "apple",
+        "sandwich",
+        "orange",
+        "broccoli",
+        "carrot",
+        "hot dog",
+        "pizza",
+        "donut",
+        "cake",
+        "chair",
+        "couch",
+        "potted plant",
+        "bed",
+        "dining table",
+        "toilet",
+        "tv",
+        "laptop",
+        "computer mouse",
+        "tv remote",
+        "computer keyboard",
+        "cell phone",
+        "microwave",
+        "oven",
+        "toaster",
+        "sink",
+        "refrigerator",
+        "book",
+        "clock",
+        "vase",
+        "scissors",
+        "teddy bear",
+        "hair drier",
+        "toothbrush",
+    ]
 )
 PROMPTS_SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 
@@ -43,7 +119,7 @@ def number(n: int) -> str:
     return ("zero", "one", "two", "three", "four")[n]
 
 
-# ---- prompts -----------------------------------------------------------------------------------------------------------
+# ---- prompts ----
 
 
 def prompts() -> list[dict[str, Any]]:
@@ -94,7 +170,7 @@ def _prompt(tag: str, include: list[dict[str, Any]]) -> dict[str, Any]:
     return {"tag": tag, "include": include, "prompt": prompt}
 
 
-# ---- geometry ----------------------------------------------------------------------------------------------------------
+# ---- geometry ----
 
 
 def relation(a: Sequence[float], b: Sequence[float], threshold: float = 0.1) -> set[str]:
@@ -124,7 +200,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / union if union else 0.0
 
 
-# ---- verdict -----------------------------------------------------------------------------------------------------------
+# ---- verdict ----
 
 
 def keep(
@@ -199,9 +275,7 @@ def _clause_fails(clause: Metadata, chosen: list[Found], color_of: Callable[[Fou
     return f"expected {color} {name}>={count}, found {right} {color}; and {others}"
 
 
-def _position_fails(
-    clause: Metadata, chosen: list[Found], groups: list[list[Found] | None], threshold: float
-) -> str:
+def _position_fails(clause: Metadata, chosen: list[Found], groups: list[list[Found] | None], threshold: float) -> str:
     if "position" not in clause:
         return ""
     name, (expected, index) = clause["class"], clause["position"]
@@ -217,7 +291,7 @@ def _position_fails(
     return ""
 
 
-# ---- summary -----------------------------------------------------------------------------------------------------------
+# ---- summary ----
 
 
 def summarize(items: Iterable[Metadata]) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +16,17 @@ from torch import Tensor
 from twinbench.method import Strict
 
 
+@dataclass(frozen=True)
+class Request:
+    """One sample that is asked for. key names the prompt; copies of a key differ by their noise alone."""
+
+    key: str
+    prompt: str
+    copy: int
+    tag: str
+    split: str = "evaluation"
+
+
 class WorldConfig(Strict):
     seed: int = Field(0, ge=0)
 
@@ -22,20 +35,34 @@ class World(ABC):
     """Samples x [n, *shape], float in about [-1, 1], and one prompt each."""
 
     Config: ClassVar[type[WorldConfig]] = WorldConfig
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"  # of the evaluation prompts
     shape: ClassVar[tuple[int, ...]]
     vocabulary: ClassVar[int]  # token ids are below this; 0 says nothing
     phrases: ClassVar[int] = 1
     slots: ClassVar[int] = 1  # tokens of a prompt; a multiple of phrases
+    classes: ClassVar[tuple[int, ...]]  # of each label, for the encoder
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
-        self.x, self.prompts = self.make(config)
+        self.x, self.prompts, self.labels = self.make(config)
         self.ids, rows = np.unique(np.array(self.prompts), return_inverse=True)
         self.tokens_of = torch.tensor([self.tokens(str(p)) for p in self.ids])[torch.from_numpy(rows)]
 
     @abstractmethod
-    def make(self, config: WorldConfig) -> tuple[Tensor, list[str]]:
-        """All samples and their prompts."""
+    def make(self, config: WorldConfig) -> tuple[Tensor, list[str], Tensor]:
+        """All samples, their prompts, and their labels [n, len(classes)]."""
+
+    @classmethod
+    @abstractmethod
+    def requests(cls, prompts: str, limit: int | None = None) -> Sequence[Request]:
+        """What is drawn for an evaluation; prompts: "evaluation", or "validation" for the choice of settings.
+        limit: keys a task and split."""
+
+    @classmethod
+    @abstractmethod
+    def real(cls) -> Tensor:
+        """Real samples [m, *shape] of the evaluation prompts: the reference of distances."""
 
     @staticmethod
     @abstractmethod

@@ -68,6 +68,11 @@ class Caption:
     color2: int = -1
 
     @property
+    def objects(self) -> int:
+        """How many objects a picture of it has."""
+        return self.count + (self.shape2 >= 0)
+
+    @property
     def heldout(self) -> bool:
         """Whether the caption asks for a composition that training never shows."""
         colors = [(self.shape, self.color), (self.shape2, self.color2)]
@@ -122,8 +127,20 @@ def captions(task: str) -> tuple[Caption, ...]:
     if task == "position":
         return tuple(Caption(task, a, relation=r, shape2=b) for a, b in pairs for r in range(4))
     if task == "color_attr":
-        return tuple(Caption(task, a, c, shape2=b, color2=d) for a, b in pairs for c in colors for d in colors if c != d)
+        return tuple(
+            Caption(task, a, c, shape2=b, color2=d) for a, b in pairs for c in colors for d in colors if c != d
+        )
     raise ValueError(f"unknown task {task!r}; one of {', '.join(TASKS)}")
+
+
+@cache
+def _by_prompt() -> dict[str, Caption]:
+    return {caption.metadata()["prompt"]: caption for task in TASKS for caption in captions(task)}
+
+
+def caption_of(prompt: str) -> Caption:
+    """The caption of a prompt. Raises KeyError for a prompt outside the world."""
+    return _by_prompt()[prompt]
 
 
 @cache

@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from twinbench.data.base import World, WorldConfig, enlarge, to_bytes
+from twinbench.data.base import Request, World, WorldConfig, enlarge, to_bytes
 
-CLASSES = tuple("zero one two three four five six seven eight nine".split())
+CLASSES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 
 
 def prompt(digit: int) -> str:
@@ -19,13 +19,29 @@ def prompt(digit: int) -> str:
 class Digits(World):
     """Pictures [n, 1, 8, 8]; a prompt is one token, the digit + 1."""
 
+    name = "digits"
     shape = (1, 8, 8)
     vocabulary = 1 + len(CLASSES)
+    classes = (len(CLASSES),)
 
-    def make(self, config: WorldConfig) -> tuple[Tensor, list[str]]:
-        data = load_digits()
-        x = torch.from_numpy(data.images).float()[:, None] / 8 - 1
-        return x, [prompt(int(k)) for k in data.target]
+    def make(self, config: WorldConfig) -> tuple[Tensor, list[str], Tensor]:
+        target = torch.from_numpy(load_digits().target)
+        return self.real(), [prompt(int(k)) for k in target], target[:, None]
+
+    @classmethod
+    def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
+        """60 keys a digit (validation: 20), 2 copies each."""
+        keys = 60 if prompts == "evaluation" else 20
+        return [
+            Request(f"{prompts}/{word}/{i:03d}", prompt(k), copy, word, prompts)
+            for k, word in enumerate(CLASSES)
+            for i in range(min(keys, limit or keys))
+            for copy in range(2)
+        ]
+
+    @classmethod
+    def real(cls) -> Tensor:
+        return torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
 
     @staticmethod
     def tokens(prompt: str) -> list[int]:

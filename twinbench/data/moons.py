@@ -8,9 +8,10 @@ from pydantic import Field
 from sklearn.datasets import make_moons
 from torch import Tensor
 
-from twinbench.data.base import World, WorldConfig
+from twinbench.data.base import Request, World, WorldConfig
 
 CLASSES = ("upper moon", "lower moon")
+CENTER, SCALE = np.array([0.5, 0.25]), 1.5
 
 
 class MoonsConfig(WorldConfig):
@@ -22,13 +23,32 @@ class Moons(World):
     """Points [n, 2] of standard deviation about 1/2 an axis; a prompt is one token, which moon."""
 
     Config = MoonsConfig
+    name = "moons"
     shape = (2,)
     vocabulary = 1 + len(CLASSES)
+    classes = (len(CLASSES),)
 
-    def make(self, config: WorldConfig) -> tuple[Tensor, list[str]]:
+    def make(self, config: WorldConfig) -> tuple[Tensor, list[str], Tensor]:
         assert isinstance(config, MoonsConfig)
         points, which = make_moons(config.size, noise=config.noise, random_state=config.seed)
-        return torch.from_numpy((points - [0.5, 0.25]) / 1.5).float(), [CLASSES[k] for k in which]
+        prompts = [CLASSES[k] for k in which]
+        return torch.from_numpy((points - CENTER) / SCALE).float(), prompts, torch.from_numpy(which)[:, None]
+
+    @classmethod
+    def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
+        """250 keys a moon (validation: 50), 2 copies each."""
+        keys = 250 if prompts == "evaluation" else 50
+        return [
+            Request(f"{prompts}/{moon}/{i:03d}", moon, copy, moon, prompts)
+            for moon in CLASSES
+            for i in range(min(keys, limit or keys))
+            for copy in range(2)
+        ]
+
+    @classmethod
+    def real(cls) -> Tensor:
+        points, _ = make_moons(4096, noise=MoonsConfig().noise, random_state=1)
+        return torch.from_numpy((points - CENTER) / SCALE).float()
 
     @staticmethod
     def tokens(prompt: str) -> list[int]:

@@ -11,20 +11,22 @@ from functools import cache
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from twinbench.data.base import World, WorldConfig, enlarge, to_bytes
+from twinbench.data.base import Request, World, WorldConfig, enlarge, to_bytes
 from twinbench.data.captions import (
     COLORS,
     PHRASES,
-    RELATIONS,
     SHAPES,
     SLOTS,
     TASKS,
     VOCABULARY,
     Caption,
+    caption_of,
     captions,
     heldout_color,
     heldout_relation,
+    split,
     tokens,
     usual_color,
 )
@@ -71,27 +73,22 @@ def template(shape: str, size: int = OBJECT) -> np.ndarray:
     raise ValueError(f"unknown shape {shape!r}; one of {', '.join(SHAPES)}")
 
 
-def scenes(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """n training pictures, int8 [n, 3, 16, 16] in {-1, 0, 1}, and their captions. Held-out compositions do not occur."""
+def scenes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """n training scenes: shapes and colours [n, 4 cells] (-1 = empty) and captions. Held-out compositions do not occur."""
     rng = np.random.default_rng(seed)
     pools = [[c for c in captions(task) if not c.heldout] for task in TASKS]
     shares = np.array(TRAINING_SHARES) / sum(TRAINING_SHARES)
     tasks = rng.choice(len(TASKS), n, p=shares)
     chosen = [pools[t][int(u * len(pools[t]))] for t, u in zip(tasks, rng.random(n), strict=True)]
-    asked = np.array([(c.shape, c.color, c.count, c.relation, c.shape2, c.color2) for c in chosen])
-    return render(*_compose(asked, rng)), [c.metadata()["prompt"] for c in chosen]
+    return *compose(chosen, rng), [c.metadata()["prompt"] for c in chosen]
 
 
-def draw(caption: Caption, n: int, seed: int) -> np.ndarray:
-    """n pictures of one caption, held out or not: int8 [n, 3, 16, 16]."""
-    asked = np.array([(caption.shape, caption.color, caption.count, caption.relation, caption.shape2, caption.color2)])
-    return render(*_compose(np.repeat(asked, n, 0), np.random.default_rng(seed)))
-
-
-def _compose(asked: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Fill in what a caption leaves open: shapes and colours [n, 4 cells], -1 = empty. What is not asked for never is
-    a held-out composition."""
-    shape, color, count, relation, shape2, color2 = asked.T
+def compose(asked: list[Caption], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fill in what captions leave open: shapes and colours [n, 4 cells], -1 = empty. What is not asked for never is a
+    held-out composition."""
+    shape, color, count, relation, shape2, color2 = np.array(
+        [(c.shape, c.color, c.count, c.relation, c.shape2, c.color2) for c in asked]
+    ).T
     n, two = len(asked), shape2 >= 0
     first = _free_colors(shape, color, np.full(n, -1), rng)
     second = np.where(two, _free_colors(shape2, color2, first, rng), -1)
@@ -143,20 +140,43 @@ class ShapesConfig(WorldConfig):
 
 
 class Shapes(World):
-    """int8 pictures [n, 3, 16, 16]; a prompt is two object phrases of four tokens."""
+    """int8 pictures [n, 3, 16, 16]; a prompt is two object phrases of four tokens; labels: what stands in each cell."""
 
     Config = ShapesConfig
+    name = "shapes"
     shape = (3, SIZE, SIZE)
     vocabulary, phrases, slots = len(VOCABULARY), PHRASES, PHRASES * len(SLOTS)
+    classes = (len(SHAPES) + 1,) * 4 + (len(COLORS) + 1,) * 4
 
-    def make(self, config: WorldConfig) -> tuple[torch.Tensor, list[str]]:
+    def make(self, config: WorldConfig) -> tuple[Tensor, list[str], Tensor]:
         assert isinstance(config, ShapesConfig)
-        pictures, prompts = scenes(config.size, config.seed)
-        return torch.from_numpy(pictures), prompts
+        kinds, paints, prompts = scenes(config.size, config.seed)
+        labels = torch.from_numpy(np.concatenate([kinds, paints], 1) + 1)
+        return torch.from_numpy(render(kinds, paints)), prompts, labels
+
+    @classmethod
+    def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
+        """100 keys a task and split (validation: 40), 2 copies each; where a task has fewer captions they come again under
+        another key, hence with other noise."""
+        splits, keys = (("evaluation", "heldout"), 100) if prompts == "evaluation" else (("validation",), 40)
+        return [
+            Request(f"{name}/{task}/{i:03d}", pool[i % len(pool)].metadata()["prompt"], copy, task, name)
+            for name in splits
+            for task in TASKS
+            if (pool := split(task, name))
+            for i in range(min(keys, limit or keys))
+            for copy in range(2)
+        ]
+
+    @classmethod
+    def real(cls) -> Tensor:
+        """One picture for each of 4 times the evaluation's seen requests."""
+        asked = [caption_of(r.prompt) for r in cls.requests("evaluation") if r.split == "evaluation"] * 4
+        return torch.from_numpy(render(*compose(asked, np.random.default_rng(7))))
 
     tokens = staticmethod(tokens)
     pixels = staticmethod(to_bytes)
 
     @staticmethod
-    def preview(samples: torch.Tensor) -> np.ndarray:
+    def preview(samples: Tensor) -> np.ndarray:
         return enlarge(samples, 4)

@@ -78,7 +78,7 @@ def frechet_difference(
     return statistics.compare(value, draws_a, draws_b, seed)
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------
+# ---- parts ----
 
 
 def _features(a: Any, b: Any) -> tuple[Tensor, Tensor]:

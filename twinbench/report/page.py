@@ -110,7 +110,7 @@ def html(recipes: dict[str, list[Table]], figures: dict[str, bytes]) -> str:
     return Environment(autoescape=True).from_string(PAGE).render(recipes=recipes, figures=images, note=NOTE)
 
 
-# ---- the numbers, one row each ---------------------------------------------------------------------------------------
+# ---- the numbers, one row each ----
 
 SCORE_FIELDS = ["recipe", "benchmark", "version", "judge", "metric", "label", "teacher", "nfe"]
 SCORE_FIELDS += ["value", "low", "high", "seeds", "best", "relative_to_teacher"]

@@ -12,16 +12,7 @@ from twinbench.report.summary import Board, Headline
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-    "#999933",
-)  # safe for colour-blind
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")  # colour-blind safe
 MARKERS = "osD^vPX*"
 
 FIGURES: dict[str, Callable[[Sequence[Board]], bytes]] = {}  # by file name, filled below

@@ -147,7 +147,7 @@ def _row(record: Record, names: Mapping[tuple[str, str, str], str]) -> str:
     return names[record.run["recipe"], record.run["label"], record.run["group"]]
 
 
-# ---- a board ---------------------------------------------------------------------------------------------------------
+# ---- a board ----
 
 
 def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], metrics: Mapping[str, Metric]) -> Board:
@@ -249,7 +249,7 @@ def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
     out.comparisons[headline.metric] = [Comparison(*row, p) for row, p in zip(found, corrected, strict=True)]
 
 
-# ---- costs -----------------------------------------------------------------------------------------------------------
+# ---- costs ----
 
 
 def costs(found: Sequence[Record], names: Mapping[tuple[str, str, str], str]) -> list[Cost]:

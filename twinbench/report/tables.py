@@ -30,7 +30,7 @@ class Table:
         ]
 
 
-# ---- what the tables say ---------------------------------------------------------------------------------------------
+# ---- what the tables say ----
 
 
 def tables(boards: Iterable[Board], costs: Iterable[Cost]) -> dict[str, list[Table]]:
@@ -151,7 +151,7 @@ def number(value: float | None, digits: int) -> str:
     return NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-# ---- how a table is written ------------------------------------------------------------------------------------------
+# ---- how a table is written ----
 
 
 def console(table: Table) -> str:

@@ -6,18 +6,14 @@ costs, the average's decay) stand in the file's metadata. No generator state: ra
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from twinbench.files import replace
 from twinbench.plugins import UserError
+from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.networks import Owned
 
 
@@ -34,24 +30,6 @@ class State:
 
     def used(self, unit: str) -> int:
         return {"steps": self.step, "images": self.images, "passes": self.passes}[unit]
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A safetensors file with JSON metadata, atomically."""
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    replace(path, lambda file: file.write(save(ready, {"twinbench": json.dumps(metadata)})))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and metadata of a file. Raises UserError if it is missing or damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("twinbench", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"weights file {path} does not exist") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and the run goes on from the save before it") from None
 
 
 def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int) -> Path:

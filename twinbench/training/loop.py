@@ -9,7 +9,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from twinbench.files import write_text
 from twinbench.method import Method, Turn
 from twinbench.randomness import Rng
 from twinbench.recipe import Train
+from twinbench.sampler import Plan, Schedule
+from twinbench.tensors import save_tensors
 from twinbench.training import checkpoint
-from twinbench.training.checkpoint import State, save_tensors
+from twinbench.training.checkpoint import State
 from twinbench.training.networks import assemble
+from twinbench.training.preview import preview
 
 
 class TrainingError(Exception):
@@ -35,10 +38,20 @@ class TrainingError(Exception):
 class Trainer:
     """Trains one method; iterate over it to make steps, each of which gives its log row.
 
-    folder: where checkpoints/, log.jsonl and weights.safetensors go. The newest checkpoint there is taken up."""
+    folder: where checkpoints/, log.jsonl and weights.safetensors go. The newest checkpoint there is taken up. plans: the rows
+    of the sample pictures."""
 
-    def __init__(self, folder: Path, method: Method, backbone: Backbone, world: World, train: Train, seed: int) -> None:
-        self.folder, self.method, self.train, self.seed = folder, method, train, seed
+    def __init__(
+        self,
+        folder: Path,
+        method: Method,
+        backbone: Backbone,
+        world: World,
+        train: Train,
+        seed: int,
+        plans: Sequence[Plan] = (Plan(1, Schedule((1.0,))),),
+    ) -> None:
+        self.folder, self.method, self.train, self.seed, self.plans = folder, method, train, seed, plans
         self.backbone, self.loader = backbone, Loader(world, backbone, seed)
         self.owned = assemble(backbone, method, train)
         self.networks, self.counters = self.owned.velocities(method.needs)
@@ -47,12 +60,14 @@ class Trainer:
             self.state = checkpoint.load_checkpoint(saved[-1], self.owned)
         self._trim_log()
 
-    # ---- progress ------------------------------------------------------------------------------------------------------
+    # ---- progress ----
 
     @property
     def progress(self) -> float:
         """The share of the budget that is used, in [0, 1]."""
-        return min(self.state.used(self.train.unit) / self.train.budget, 1.0) if self.train.budget else 1.0
+        if not self.train.budget or not self.method.turns(self.state.step):
+            return 1.0
+        return min(self.state.used(self.train.unit) / self.train.budget, 1.0)
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -68,7 +83,7 @@ class Trainer:
             yield row
         self.save()
 
-    # ---- one step ------------------------------------------------------------------------------------------------------
+    # ---- one step ----
 
     def step(self) -> dict[str, Any]:
         """One student update with its cycle of turns; returns and writes the log row."""
@@ -144,11 +159,13 @@ class Trainer:
             f"the networks at this moment: {path}"
         )
 
-    # ---- saving --------------------------------------------------------------------------------------------------------
+    # ---- saving ----
 
     def save(self) -> None:
         """A checkpoint, and at the end of the budget the weights that are judged."""
         checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep)
+        picture = self.folder / "samples" / f"step-{self.state.step:08d}.png"
+        preview(picture, self.evaluated, self.backbone, self.loader.world, self.plans)
         if self.progress >= 1:
             tensors: dict[str, Tensor] = dict(self.evaluated.state_dict())
             save_tensors(self.folder / "weights.safetensors", tensors, {"step": self.state.step})

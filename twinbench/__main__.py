@@ -1,0 +1,5 @@
+"""python -m twinbench"""
+
+from twinbench.cli import main
+
+main()

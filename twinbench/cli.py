@@ -1,0 +1,243 @@
+"""The command line: thin commands. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinbench.plugins import UserError
+
+app = typer.Typer(
+    help="Train few-step image generators under shared recipes, and compare them honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: --set train.lr=1e-4.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where runs live (weights, logs, images).")]
+Results = Annotated[Path, typer.Option("--results", help="Where the small results live.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of training.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts a task, for a quick look.")]
+RUNS, RESULTS = Path("runs"), Path("results")
+
+
+def numbers(text: str) -> list[int]:
+    """A list such as 1,2,4. Raises UserError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise UserError(f"--nfe {text}: numbers of evaluations are whole and at least 1, as in --nfe 1,2,4")
+    return sorted(set(values))
+
+
+def words(text: str | None) -> list[str] | None:
+    return [part for part in text.split(",") if part] if text else None
+
+
+@app.command()
+def bench(
+    recipe: RecipeName = "shapes",
+    methods: Annotated[
+        str | None, typer.Option(help="Labels, as in teacher,rcgm,twinflow; the recipe's by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a method: 0, 1, ...")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; the number of cores by default.")
+    ] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the teacher first.")] = False,
+    limit: Limit = None,
+    sets: Overrides = None,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Train, eval and report in one go; what is done already is not done again.
+
+    Example: twinbench bench --recipe shapes --methods teacher,rcgm,twinflow --seeds 3
+    """
+    from twinbench import bench as work
+
+    work.bench(recipe, words(methods), seeds, workers, from_scratch, limit, sets or [], runs, results)
+    report(recipe=recipe, results=results)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="A label of the recipe, or any method (twinbench list methods).")],
+    recipe: RecipeName = "shapes",
+    sets: Overrides = None,
+    seed: Seed = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and start anew.")] = False,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+) -> None:
+    """Train one method under a recipe. The same command resumes where it stopped.
+
+    Example: twinbench train twinflow --recipe shapes --set train.lr=1e-4
+    """
+    from twinbench import recipe as recipes
+    from twinbench.console import bar
+
+    resolved = recipes.resolve(recipes.load(recipe, sets), method, seed)
+    import torch
+
+    from twinbench.training.start import measured, start
+
+    torch.set_num_threads(threads)
+    run, trainer = start(resolved, runs, fresh=fresh)
+    with bar(f"train {method} seed {seed}") as show:
+        show(trainer.progress)
+        for row in trainer:
+            pace = row["seconds"] / row["step"]
+            show(row["progress"], f"step {row['step']}  {pace:.3f} s/step")
+        show(1.0)
+    run.write(**measured(trainer))
+    typer.echo(run.folder)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Labels, fingerprints or folders; all runs by default.")
+    ] = None,
+    nfe: Annotated[str | None, typer.Option(help="Numbers of network evaluations, as in 1,2,4.")] = None,
+    bench: Annotated[
+        str | None, typer.Option(help="Benchmarks, as in geneval,fidelity; the recipe's by default.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only runs of this recipe.")] = None,
+    limit: Limit = None,
+    again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
+    sets: Overrides = None,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Draw and judge: every finished run that lacks the asked scores, or the runs that are named.
+
+    Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
+    """
+    asked = numbers(nfe) if nfe else None
+    import torch
+
+    from twinbench import run as folders
+    from twinbench.console import bar
+    from twinbench.evaluation import evaluate_run
+
+    torch.set_num_threads(threads)
+    chosen = folders.find(runs, run, recipe) if run else folders.every(runs, recipe)
+    if not chosen:
+        raise UserError(f"no runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
+    for folder in chosen:
+        with bar(f"eval {folder.name}") as show:
+            for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):
+                show(share, note)
+        typer.echo(results / folder.parent.name / folder.name)
+
+
+@app.command()
+def report(
+    format: Annotated[str, typer.Option(help="table, md, csv, tex, json or html.")] = "table",
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only this recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the page and figures go; RESULTS/report by default.")] = None,
+    results: Results = RESULTS,
+) -> None:
+    """Compare all results: scores with intervals, costs, figures; a pure function of the results folder.
+
+    Example: twinbench report --format md
+    """
+    from twinbench.report import page
+
+    if format not in page.FORMATS:
+        raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
+    try:
+        text = page.render(results, format, recipe)
+        typer.echo(text)
+        if format == "table":
+            written = page.write_report(results, out or results / "report", recipe)
+            typer.echo(f"report: {written}")
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="methods, recipes, backbones, datasets, benchmarks, judges or runs.")],
+    runs: Runs = RUNS,
+) -> None:
+    """List what there is.
+
+    Example: twinbench list methods
+    """
+    from twinbench import plugins
+    from twinbench import recipe as recipes
+
+    if what == "recipes":
+        for name in recipes.shipped():
+            typer.echo(f"{name:<16} {recipes.load(name).description}".rstrip())
+    elif what == "runs":
+        from twinbench import run as folders
+
+        for folder in folders.every(runs):
+            record = folders.read(folder)
+            state = "finished" if record["finished"] else "unfinished"
+            typer.echo(
+                f"{folder}  seed {record['seed']}  {record['steps']} steps  {record['network_passes']} passes  {state}"
+            )
+    elif what in plugins.GROUPS:
+        typer.echo("\n".join(plugins.names(what)))
+    else:
+        raise plugins.unknown("list", what, [*plugins.GROUPS, "recipes", "runs"], "twinbench list --help")
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe.")],
+    method: Annotated[str | None, typer.Argument(help="One of its methods, resolved.")] = None,
+    diff: Annotated[tuple[str, str] | None, typer.Option(help="Only what differs between two methods.")] = None,
+    sets: Overrides = None,
+) -> None:
+    """Print a recipe, one method of it with every value resolved, or what differs between two.
+
+    Example: twinbench show shapes --diff rcgm twinflow
+    """
+    import yaml
+
+    from twinbench import recipe as recipes
+
+    loaded = recipes.load(recipe, sets)
+    if diff:
+        a, b = (recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "label"}) for label in diff)
+        for key, left, right in recipes.difference(a, b):
+            typer.echo(f"{key}: {left} | {right}")
+        return
+    tree = recipes.resolve(loaded, method) if method else loaded
+    typer.echo(yaml.safe_dump(tree.model_dump(mode="json"), sort_keys=False).rstrip())
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 failure at work, 2 bad input, 130 interrupted."""
+    code = 0
+    try:
+        app()
+    except UserError as error:
+        code = fail(str(error), 2)
+    except KeyboardInterrupt:
+        code = fail("interrupted; the same command goes on from the last save", 130)
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        code = fail(f"cannot write {error.filename} ({error.strerror}); choose another folder", 2)
+    except OSError as error:
+        code = fail(f"{error.strerror or error} ({error.filename}); nothing that was saved is lost", 1)
+    sys.exit(code)
+
+
+def fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
