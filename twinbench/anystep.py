@@ -1,8 +1,8 @@
 """The any-step objective: RCGM, and the part of TwinFlow that is RCGM.
 
 v(x_t, t, r) is asked to agree with N hops of the target network that start h closer to the data (Sun & Lin, ICLR 2026;
-eq. 1 of TwinFlow, arXiv 2512.05150; constants and order of operations: TwinFlow's `src/methodes/twinflow`). The batch is
-dealt into roles, which differ in their times:
+eq. 1 of TwinFlow, arXiv 2512.05150; constants and order of operations: TwinFlow's `src/methodes/twinflow`). The
+batch is dealt into roles, which differ in their times:
 
     one_step  t = 1, r = 0                     to_zero  r = 0
     local     r within `local_width` of t      any_step r ~ U[0, t]
@@ -112,7 +112,11 @@ class AnyStep(Method):
 
     # ---- random numbers ----
 
-    def draw(self, batch: Batch, rng: Rng, turn: Turn) -> AnyStepDraws:
+    def draw(self, batch: Batch, rng: Rng, turn: Turn) -> Draws:
+        return self.deal(rng)
+
+    def deal(self, rng: Rng) -> AnyStepDraws:
+        """The roles of the batch, with their times and noise."""
         c = self.config
         counts = split_roles(c.shares.model_dump(), rng.total)
         role = rng.deal(counts)
@@ -236,8 +240,8 @@ class AnyStep(Method):
             return y
         net = networks.student if c.target == "pretrained" else net  # a frozen network never learns to hop
         rows = ~fake
-        inputs = (tensor[rows] for tensor in (v, y, x_t, draws.t, draws.r))
-        hops = recursive(net, *inputs, take(batch.cond, rows), order=c.order, h=c.h, clamp=c.clamp)
+        v, y_rows, x_t, t, r = (tensor[rows] for tensor in (v, y, x_t, draws.t, draws.r))
+        hops = recursive(net, v, y_rows, x_t, t, r, take(batch.cond, rows), order=c.order, h=c.h, clamp=c.clamp)
         return y.index_put((rows,), hops)
 
 

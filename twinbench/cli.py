@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twinbench.plugins import UserError
+from twinbench.errors import UserError, WorkError, unknown
 
 app = typer.Typer(
     help="Train few-step image generators under shared recipes, and compare them honestly.",
@@ -194,7 +194,7 @@ def list_names(
     elif what in plugins.GROUPS:
         typer.echo("\n".join(plugins.names(what)))
     else:
-        raise plugins.unknown("list", what, [*plugins.GROUPS, "recipes", "runs"], "twinbench list --help")
+        raise unknown("list", what, [*plugins.GROUPS, "recipes", "runs"], "twinbench list --help")
 
 
 @app.command()
@@ -229,6 +229,8 @@ def main() -> None:
         app()
     except UserError as error:
         code = fail(str(error), 2)
+    except WorkError as error:
+        code = fail(str(error), 1)
     except KeyboardInterrupt:
         code = fail("interrupted; the same command goes on from the last save", 130)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:

@@ -1,4 +1,5 @@
-"""What a person sees while work goes on: a bar with a rate and an ETA, or plain lines where the output is no terminal."""
+"""What a person sees while work goes on: a bar with a rate and an ETA, or plain lines where the output is no
+terminal."""
 
 from __future__ import annotations
 

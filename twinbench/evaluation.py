@@ -1,8 +1,8 @@
 """draw -> judge -> summarize, each of which can be stopped, resumed and repeated alone.
 
-Samples are drawn once for a drawing, which is {weights, schedule, prompts}, and stored as they come; judging again draws
-nothing. Noise belongs to the request, so methods, numbers of evaluations and batch sizes all start from the same one, and
-the network always sees chunks of one size, since kernels round differently for others.
+Samples are drawn once for a drawing, which is {weights, schedule, prompts}, and stored as they come; judging again
+draws nothing. Noise belongs to the request, so methods, numbers of evaluations and batch sizes all start from the
+same one, and the network always sees chunks of one size, since kernels round differently for others.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from twinbench.backbones.base import Backbone
 from twinbench.benchmarks.base import Benchmark, Evidence
 from twinbench.benchmarks.fidelity import Fidelity
 from twinbench.data.base import Request
+from twinbench.errors import UserError, unknown
 from twinbench.flow import Counted, guided
-from twinbench.plugins import UserError
 from twinbench.randomness import request_noise
 from twinbench.recipe import Resolved, digest, validate
 from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
@@ -105,9 +105,7 @@ def benchmarks(resolved: Resolved, names: Sequence[str] | None = None) -> list[B
     known = resolved.eval.benchmarks
     for name in names or ():
         if name not in known:
-            raise plugins.unknown(
-                "benchmark", name, sorted(known), f"recipe {resolved.recipe!r} has {', '.join(known)}"
-            )
+            raise unknown("benchmark", name, sorted(known), f"recipe {resolved.recipe!r} has {', '.join(known)}")
     made = []
     for name in names or known:
         kind = plugins.benchmark(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -74,12 +74,12 @@ class Terms:
 class Method(ABC):
     """A training objective. It knows nothing of devices, precision, sharding or checkpoints."""
 
-    class Config(Strict):
-        """The method's own settings; a recipe's block is checked against them."""
-
+    Config: ClassVar[type[Strict]] = Strict  # its own settings; a recipe's block is checked against them
     hop: ClassVar[Hop] = "end"  # how its student is sampled where the recipe is silent
 
-    def __init__(self, config: Config | None = None) -> None:
+    config: Any  # an instance of Config
+
+    def __init__(self, config: Strict | None = None) -> None:
         self.config = config or self.Config()
 
     @property

@@ -5,23 +5,13 @@ Names are listed without importing anything; the class is imported when it is as
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from twinbench.errors import unknown
+
 GROUPS = ("methods", "backbones", "datasets", "benchmarks", "judges")
-
-
-class UserError(Exception):
-    """Bad input: one sentence that names the thing and the mend. The command line prints it and exits with 2."""
-
-
-def unknown(kind: str, name: str, known: list[str], hint: str) -> UserError:
-    """The error for a name that does not exist, with the nearest one that does."""
-    close = get_close_matches(name, known, 1, 0.5)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
-    return UserError(f"{kind} {name!r} not found{guess} ({hint})")
 
 
 @cache

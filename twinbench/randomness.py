@@ -1,8 +1,8 @@
 """Randomness without state: every number is a function of what it is for.
 
 Training numbers belong to a sample: (seed, step, turn, index in the global batch, name). So a resumed run draws what an
-uninterrupted one draws, and micro-batches or ranks only say which samples they hold. Drawing numbers belong to a request:
-(benchmark, key, copy), equal for all methods and numbers of evaluations, so comparisons are paired.
+uninterrupted one draws, and micro-batches or ranks only say which samples they hold. Drawing numbers belong to a
+request: (benchmark, key, copy), equal for all methods and numbers of evaluations, so comparisons are paired.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Rng:
         return u if a == b == 1 else torch.from_numpy(np.asarray(betaincinv(a, b, u.numpy()), np.float64))
 
     def deal(self, counts: Mapping[str, int]) -> Tensor:
-        """Deal `counts` (they sum to `total`) over the global batch, shuffled: the index of each held sample's part [n]."""
+        """Deal `counts` (they sum to `total`) over the global batch, shuffled: the index of each held sample's
+        part [n]."""
         dealt = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts.values())))
         return dealt[permutation(self.total, *self.key, "deal")][self.indices]

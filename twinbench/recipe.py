@@ -1,7 +1,7 @@
 """A recipe says under which conditions methods are compared: YAML in, checked settings out. No torch here.
 
-`load` checks the shared sections and the names of methods without importing any of them; `resolve` imports one method and
-checks its block. Everything above `methods` is shared; what differs stands below it, and nowhere else.
+`load` checks the shared sections and the names of methods without importing any of them; `resolve` imports one
+method and checks its block. Everything above `methods` is shared; what differs stands below it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twinbench import plugins
-from twinbench.plugins import UserError, unknown
+from twinbench.errors import UserError, unknown
 
 REQUIRED = "???"
 
@@ -216,8 +216,9 @@ def _sentence(problem: Any, model: Any, where: str) -> str:
         for part in problem["loc"][:-1]:
             field = getattr(model, "model_fields", {}).get(part)
             model = field.annotation if field is not None else model
-        known = list(getattr(model, "model_fields", {}))
-        return str(unknown(f"{where}: setting", key, [*known], f"known: {', '.join(known)}"))
+        parent, known = ".".join(map(str, problem["loc"][:-1])), list(getattr(model, "model_fields", {}))
+        error = unknown("setting", str(problem["loc"][-1]), known, f"known: {', '.join(known)}")
+        return f"{where}: {parent + ': ' if parent else ''}{error}"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
     return f"{where}: {key + ': ' if key else ''}{message}{given}"
@@ -249,7 +250,8 @@ def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
 
 
 def nfe_of(resolved: Resolved) -> list[int]:
-    """The budgets at which a method is evaluated if none are named: the recipe's `eval.nfe`, and those of its own block."""
+    """The budgets at which a method is evaluated if none are named: the recipe's `eval.nfe`, and those of its own
+    block."""
     return sorted({*resolved.eval.nfe, *resolved.own_nfe})
 
 

@@ -1,6 +1,7 @@
 """A run is a method under a recipe: a folder that knows what made it.
 
-runs/<recipe>/<label>-<fingerprint>/   recipe.yaml  run.json  log.jsonl  checkpoints/  samples/  images/  weights.safetensors
+runs/<recipe>/<label>-<fingerprint>/   recipe.yaml  run.json  log.jsonl  checkpoints/  samples/  images/
+weights.safetensors
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import yaml
 
+from twinbench.errors import UserError
 from twinbench.files import write_text
-from twinbench.plugins import UserError
 from twinbench.recipe import Resolved, digest
 from twinbench.results import write_json
 
@@ -106,7 +107,8 @@ def every(root: Path, recipe: str | None = None) -> list[Path]:
 
 
 def find(root: Path, names: Iterable[str], recipe: str | None = None) -> list[Path]:
-    """Folders by path, label, or the start of a fingerprint or of a folder's name. Raises UserError for one not found."""
+    """Folders by path, label, or the start of a fingerprint or of a folder's name. Raises UserError for one not
+    found."""
     known = every(root, recipe)
     chosen = []
     for name in names:

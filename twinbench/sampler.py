@@ -1,7 +1,8 @@
 """Schedules, and one sampler over any velocity.
 
-The family is UCGM-S (Sun et al., arXiv 2505.07447, as in TwinFlow's `sampling_loop`): a grid of times, a hop (how far each
-call looks ahead), renoising between hops, extrapolation of the predictions, Heun's correction for Euler hops.
+The family is UCGM-S (Sun et al., arXiv 2505.07447, as in TwinFlow's `sampling_loop`): a grid of times, a hop (how
+far each call looks ahead), renoising between hops, extrapolation of the predictions, Heun's correction for Euler
+hops.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from twinbench import plugins
+from twinbench.errors import UserError
 from twinbench.flow import Cond, Hop, Velocity, split, times_like
-from twinbench.plugins import UserError
 from twinbench.recipe import Resolved, Sample
 
 Trace = list[tuple[float, float, Tensor]]
@@ -80,8 +81,8 @@ def sample(
     noise: Callable[[int], Tensor] | None = None,
     trace: Trace | None = None,
 ) -> Tensor:
-    """Carry noise z [n, ...] (taken to be x at times[0]) to x at 0. noise(i): fresh noise for the renoising after hop i,
-    asked only where it is used. trace collects (t, r, x0_hat) of every hop."""
+    """Carry noise z [n, ...] (taken to be x at times[0]) to x at 0. noise(i): fresh noise for the renoising after
+    hop i, asked only where it is used. trace collects (t, r, x0_hat) of every hop."""
     if schedule.renoise != 0 and noise is None and len(schedule.times) > 1:
         raise ValueError("a schedule with renoise needs noise(i)")
     grid = [*schedule.times, 0.0]

@@ -63,7 +63,7 @@ class TwinFlow(AnyStep):
     hop: ClassVar[Hop] = "next"
 
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> Draws:
-        return self._draw_paper(rng) if self.config.form == "paper" else self._draw_source(batch, rng, turn)
+        return self._draw_paper(rng) if self.config.form == "paper" else self._draw_source(rng)
 
     def loss(self, networks: Networks, batch: Batch, draws: Draws, turn: Turn) -> Terms:
         if isinstance(draws, PaperDraws):
@@ -73,8 +73,8 @@ class TwinFlow(AnyStep):
 
     # ---- the source form ----
 
-    def _draw_source(self, batch: Batch, rng: Rng, turn: Turn) -> TwinDraws:
-        base = super().draw(batch, rng, turn)
+    def _draw_source(self, rng: Rng) -> TwinDraws:
+        base = self.deal(rng)
         if not self._rectifies:
             return TwinDraws(**vars(base))
         rows = base.rows_of("one_step")

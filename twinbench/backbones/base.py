@@ -17,8 +17,7 @@ from twinbench.method import Strict
 class Backbone(nn.Module, ABC):
     """v(x, t, r, cond): x [n, *shape]; t, r [n] signed, at least float32."""
 
-    class Config(Strict):
-        """The sizes of the network."""
+    Config: ClassVar[type[Strict]] = Strict  # the sizes of the network
 
     shape: tuple[int, ...]  # of one latent
 
@@ -31,7 +30,8 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def pixels(self, x: Tensor) -> Tensor:
-        """Latents [n, *shape] -> what is stored and judged: uint8 pictures [n, channels, h, w], or points as they are."""
+        """Latents [n, *shape] -> what is stored and judged: uint8 pictures [n, channels, h, w], or points as they
+        are."""
 
     def null(self, n: int) -> Cond:
         """n empty conditions."""

@@ -21,15 +21,17 @@ from twinbench.flow import Cond, expand
 class TwoTimes(nn.Module):
     """(t, r) [B] -> embedding [B, width]; e2's last layer starts at zero."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
         frequencies = 100.0 * torch.exp(-math.log(1000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.first = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.second = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        nn.init.zeros_(self.second[2].weight)
-        nn.init.zeros_(self.second[2].bias)
+        self.second = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last := nn.Linear(width, width))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def _waves(self, t: Tensor) -> Tensor:
         angle = t[:, None] * self.frequencies.to(t.dtype)

@@ -42,7 +42,8 @@ class Benchmark(ABC):
         self.world, self.config = world, config or self.Config()
 
     def requests(self, limit: int | None = None) -> Sequence[Request]:
-        """What is drawn; `limit`: prompts a task and split. By default what the world asks, so benchmarks share images."""
+        """What is drawn; `limit`: prompts a task and split. By default what the world asks, so benchmarks share
+        images."""
         return self.world.requests("evaluation", limit)
 
     @property

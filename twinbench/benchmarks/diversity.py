@@ -1,7 +1,7 @@
 """Diversity: how far the copies of one prompt lie apart, in the encoder's features.
 
-Mean L2 distance over the pairs of copies of a prompt, then over prompts, as TwinFlow measures LPIPS over the four GenEval
-pictures of a prompt. One-step generators collapse: no score should be read without it.
+Mean L2 distance over the pairs of copies of a prompt, then over prompts, as TwinFlow measures LPIPS over the four
+GenEval pictures of a prompt. One-step generators collapse: no score should be read without it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Fidelity: Fréchet distance (FD) and kernel distance (KID) between drawn and real samples, in the features of an encoder.
+"""Fidelity: Fréchet distance (FD) and kernel distance (KID) between drawn and real samples, in the features of an
+encoder.
 
-The encoder is the world's own, small and well trained (`judges.features`); for points it is the identity. Both distances
-depend on the encoder and on the number of samples, which stand beside every value; they compare only within one table.
+The encoder is the world's own, small and well trained (`judges.features`); for points it is the identity. Both
+distances depend on the encoder and on the number of samples, which stand beside every value; they compare only
+within one table.
 """
 
 from __future__ import annotations

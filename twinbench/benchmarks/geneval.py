@@ -190,7 +190,8 @@ def relation(a: Sequence[float], b: Sequence[float], threshold: float = 0.1) -> 
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union with sizes that count one pixel more, as GenEval's suppression does; 0 if both are empty."""
+    """Intersection over union with sizes that count one pixel more, as GenEval's suppression does; 0 if both are
+    empty."""
 
     def area(x0: float, y0: float, x1: float, y1: float) -> float:
         return max(x1 - x0 + 1, 0) * max(y1 - y0 + 1, 0)

@@ -1,4 +1,5 @@
-"""GenEval's rules on the shapes world: its six tasks, an exact detector, and two stricter readings beside the official one.
+"""GenEval's rules on the shapes world: its six tasks, an exact detector, and two stricter readings beside the
+official one.
 
 `correct` is GenEval's verdict, which forgives extra objects (but in counting) and stains. `strict` asks besides that
 nothing else be there: exactly the asked number of objects, and no painted pixels beyond them. `heldout` scores the

@@ -3,8 +3,8 @@
 The grammar is GenEval's (github.com/djghosh13/geneval, prompts/create_prompts.py), and every caption carries GenEval's
 own metadata, so that its rules (`twinbench.benchmarks.geneval`) judge the pictures unchanged.
 
-Compositions are held out: some (object, colour), (object, count) and (object, relation, object) combinations never occur
-in training, neither in a caption nor in a picture, though each of their parts does.
+Compositions are held out: some (object, colour), (object, count) and (object, relation, object) combinations never
+occur in training, neither in a caption nor in a picture, though each of their parts does.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def template(shape: str, size: int = OBJECT) -> np.ndarray:
 
 
 def scenes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """n training scenes: shapes and colours [n, 4 cells] (-1 = empty) and captions. Held-out compositions do not occur."""
+    """n training scenes: shapes and colours [n, 4 cells] (-1 = empty) and captions. Held-out compositions do not
+    occur."""
     rng = np.random.default_rng(seed)
     pools = [[c for c in captions(task) if not c.heldout] for task in TASKS]
     shares = np.array(TRAINING_SHARES) / sum(TRAINING_SHARES)
@@ -125,7 +126,8 @@ def _free_colors(shape: np.ndarray, asked: np.ndarray, taken: np.ndarray, rng: n
 
 
 def render(kinds: np.ndarray, paints: np.ndarray) -> np.ndarray:
-    """Shapes and colours [n, 4 cells] (-1 = empty) -> int8 pictures [n, 3, 16, 16] in {-1, 0, 1}; 0 is the background."""
+    """Shapes and colours [n, 4 cells] (-1 = empty) -> int8 pictures [n, 3, 16, 16] in {-1, 0, 1}; 0 is the
+    background."""
     pictures = np.zeros((len(kinds), 3, SIZE, SIZE), np.int8)
     stencils = np.stack([template(s) for s in SHAPES]).astype(np.int8)
     for cell, (x, y) in enumerate(_XY):
@@ -156,8 +158,8 @@ class Shapes(World):
 
     @classmethod
     def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
-        """100 keys a task and split (validation: 40), 2 copies each; where a task has fewer captions they come again under
-        another key, hence with other noise."""
+        """100 keys a task and split (validation: 40), 2 copies each; where a task has fewer captions they come
+        again under another key, hence with other noise."""
         splits, keys = (("evaluation", "heldout"), 100) if prompts == "evaluation" else (("validation",), 40)
         return [
             Request(f"{name}/{task}/{i:03d}", pool[i % len(pool)].metadata()["prompt"], copy, task, name)

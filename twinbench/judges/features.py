@@ -1,8 +1,9 @@
 """Encoders of the embedded worlds: the features of Fréchet distance and diversity.
 
-A small convolutional network learns a world's labels from pictures blended with a second picture and with noise, and also
-how much of both was blended in: so its features see what a picture shows and how clean it is (a classifier alone looks past
-faint second objects, the typical flaw of few-step samples). Points are their own features.
+A small convolutional network learns a world's labels from pictures blended with a second picture and with noise,
+and also how much of both was blended in: so its features see what a picture shows and how clean it is (a
+classifier alone looks past faint second objects, the typical flaw of few-step samples). Points are their own
+features.
 
     python -m twinbench.judges.features shapes      trains the encoder anew and writes it where the package looks
 """
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from twinbench import files, plugins
 from twinbench.data.base import World, from_bytes
-from twinbench.plugins import UserError
+from twinbench.errors import UserError
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 WIDTH = 64  # features
@@ -66,7 +67,8 @@ class Features:
     """samples [n, ...] as stored -> float64 features [n, d] of unit variance on the world's own samples."""
 
     def __init__(self, world: type[World]) -> None:
-        self.encoder, self.scale = None, 1.0
+        self.encoder: Encoder | None = None
+        self.scale = np.ones(1)
         self.name = "points"
         if len(world.shape) == 1:
             return

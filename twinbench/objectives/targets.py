@@ -1,4 +1,5 @@
-"""What a velocity is asked to equal: guided, recursive and matching targets. All of them are constants (no gradient)."""
+"""What a velocity is asked to equal: guided, recursive and matching targets. All of them are constants (no
+gradient)."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def recursive(
 def matching_direction(
     fake: OneTime, real: OneTime, x: Tensor, z: Tensor, t: Tensor, cond: Cond, *, clamp: float | None = 1.0
 ) -> Tensor:
-    """clamp(fake(x_t, t) - real(x_t, t)) at x_t = (1 - t) x + t z: up to a positive weight a row, the direction in which
-    the reverse KL of the generated samples x grows. x, z [n, ...]; t [n] in (0, 1)."""
+    """clamp(fake(x_t, t) - real(x_t, t)) at x_t = (1 - t) x + t z: up to a positive weight a row, the direction in
+    which the reverse KL of the generated samples x grows. x, z [n, ...]; t [n] in (0, 1)."""
     x_t = mix(x, z, t)
     return clip(fake(x_t, t, cond) - real(x_t, t, cond), clamp)

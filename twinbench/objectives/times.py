@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def split_roles(shares: dict[str, float], n: int) -> dict[str, int]:
-    """n rows dealt in proportion to `shares` by the largest remainder; ties go to the earlier role. The counts sum to n.
+    """n rows dealt in proportion to `shares` by the largest remainder; ties go to the earlier role. The counts sum
+    to n.
 
     Raises ValueError if a share is negative or all are zero."""
     total = sum(shares.values())

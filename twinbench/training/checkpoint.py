@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file each, complete and atomic; the newest is found by itself.
 
-Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>; the numbers that are no tensors (step,
-costs, the average's decay) stand in the file's metadata. No generator state: randomness is keyed (`randomness`).
+Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>; the numbers that are no
+tensors (step, costs, the average's decay) stand in the file's metadata. No generator state: randomness is keyed
+(`randomness`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from twinbench.plugins import UserError
+from twinbench.errors import UserError
 from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.networks import Owned
 

@@ -16,7 +16,8 @@ def next_decay(decay: float, limit: float) -> float:
 
 
 class Average:
-    """A frozen copy of a network that follows it. decay is part of a checkpoint: 0 at first, so the first update copies."""
+    """A frozen copy of a network that follows it. decay is part of a checkpoint: 0 at first, so the first update
+    copies."""
 
     def __init__(self, network: nn.Module, limit: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()

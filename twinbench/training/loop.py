@@ -19,6 +19,7 @@ from torch import Tensor
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import World
 from twinbench.data.loader import Loader
+from twinbench.errors import WorkError
 from twinbench.files import write_text
 from twinbench.method import Method, Turn
 from twinbench.randomness import Rng
@@ -31,15 +32,11 @@ from twinbench.training.networks import assemble
 from twinbench.training.preview import preview
 
 
-class TrainingError(Exception):
-    """Training cannot go on; the message names the step and the term."""
-
-
 class Trainer:
     """Trains one method; iterate over it to make steps, each of which gives its log row.
 
-    folder: where checkpoints/, log.jsonl and weights.safetensors go. The newest checkpoint there is taken up. plans: the rows
-    of the sample pictures."""
+    folder: where checkpoints/, log.jsonl and weights.safetensors go. The newest checkpoint there is taken up.
+    plans: the rows of the sample pictures."""
 
     def __init__(
         self,
@@ -151,10 +148,10 @@ class Trainer:
         fall = min(1.0, (1 - turn.progress) / self.train.decay) if self.train.decay else 1.0
         return self.train.lr * rise * fall
 
-    def _stopped(self, turn: Turn, what: str) -> TrainingError:
+    def _stopped(self, turn: Turn, what: str) -> WorkError:
         folder = self.folder / "failed"
         path = checkpoint.save_checkpoint(folder, self.owned, self.state, keep=1)
-        return TrainingError(
+        return WorkError(
             f"step {turn.step + 1}, turn {turn.name!r}: {what} is not finite; lower train.lr (--set train.lr=...); "
             f"the networks at this moment: {path}"
         )

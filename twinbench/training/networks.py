@@ -11,9 +11,9 @@ from torch import nn
 
 from twinbench import plugins, run
 from twinbench.backbones.base import Backbone
+from twinbench.errors import UserError
 from twinbench.flow import Counted
 from twinbench.method import Method, Networks
-from twinbench.plugins import UserError
 from twinbench.randomness import seed_of
 from twinbench.recipe import BackboneSection, DataSection, Train, validate
 from twinbench.training.ema import Average
