@@ -1,0 +1,28 @@
+# make bench: install, train, evaluate and print the table.   make test: install and run the tests.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS := 1
+
+.PHONY: bench test lint clean
+
+bench: $(READY)
+	$(VENV)/bin/twinbench bench --recipe shapes --results runs/results
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -n 2
+
+lint: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: twinbench needs Python 3.11 or newer; make PYTHON=python3.11"; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
