@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinbench import results
+from twinbench import files, results
 
 RUN = {
     "schema": "twinbench.run/1", "label": "twinflow", "method": "twinflow", "fingerprint": "f0", "group": "g0",
@@ -97,7 +97,7 @@ def test_a_write_that_dies_leaves_the_old_file_and_no_other(tmp_path, monkeypatc
     def die(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(results.os, "replace", die)
+    monkeypatch.setattr(files.os, "replace", die)
     with pytest.raises(OSError, match="disk full"):
         results.write_items(path, [{"a": 2}])
     assert results.read_items(path) == [{"a": 1}] and list(tmp_path.iterdir()) == [path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -26,6 +26,8 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of training.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts a task, for a quick look.")]
 RUNS, RESULTS = Path("runs"), Path("results")
+INTERRUPTED = 130
+Misuse = cast(type[Exception], typer.BadParameter.__mro__[1])  # UsageError, of click or of typer's copy of it
 
 
 def numbers(text: str) -> list[int]:
@@ -93,6 +95,9 @@ def train(
 
     torch.set_num_threads(threads)
     run, trainer = start(resolved, runs, fresh=fresh)
+    if trainer.finished and (run.folder / "run.json").exists():
+        typer.echo(run.folder)
+        return
     with bar(f"train {method} seed {seed}") as show:
         show(trainer.progress)
         for row in trainer:
@@ -224,20 +229,33 @@ def show(
 
 def main() -> None:
     """Exit codes: 0 done, 1 failure at work, 2 bad input, 130 interrupted."""
-    code = 0
     try:
-        app()
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer made it of the interrupt
+            raise KeyboardInterrupt
+    except Misuse as error:
+        code = misused(error)
     except UserError as error:
         code = fail(str(error), 2)
     except WorkError as error:
         code = fail(str(error), 1)
     except KeyboardInterrupt:
-        code = fail("interrupted; the same command goes on from the last save", 130)
+        code = fail("interrupted; the same command goes on from the last save", INTERRUPTED)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         code = fail(f"cannot write {error.filename} ({error.strerror}); choose another folder", 2)
     except OSError as error:
         code = fail(f"{error.strerror or error} ({error.filename}); nothing that was saved is lost", 1)
     sys.exit(code)
+
+
+def misused(error: Any) -> int:
+    """A wrong command line: what is wrong with it, and where the right one is described."""
+    message = error.format_message()
+    if "\n" in message:  # no command at all: typer's message is the help
+        print(message, file=sys.stderr)
+        return 2
+    where = error.ctx.command_path if error.ctx else "twinbench"
+    return fail(f"{message[:1].lower()}{message[1:].rstrip('.')} ({where} --help)", 2)
 
 
 def fail(message: str, code: int) -> int:

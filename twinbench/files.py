@@ -4,11 +4,15 @@ new one, never a part."""
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 
 def replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -39,3 +43,30 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Writes obj with sorted keys; numbers that are not finite become null."""
+    text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    replace(Path(path), lambda file: file.write(text.encode()))
+
+
+def read_json(path: str | Path) -> Any:
+    """ValueError that names the file if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def plain(obj: Any) -> Any:
+    """obj in JSON's own types: tuples are lists, numpy's values Python's, numbers that are not finite None."""
+    if isinstance(obj, np.generic | np.ndarray):
+        obj = obj.tolist()
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    if isinstance(obj, Mapping):
+        return {str(key): plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [plain(value) for value in obj]
+    return obj

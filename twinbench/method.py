@@ -18,7 +18,7 @@ from twinbench.randomness import Rng
 class Strict(BaseModel):
     """Settings: frozen, and a misspelt name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

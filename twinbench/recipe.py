@@ -10,7 +10,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,10 +19,13 @@ from twinbench import plugins
 from twinbench.errors import UserError, unknown
 
 REQUIRED = "???"
+Name = Annotated[str, Field(pattern=r"^\w[^/\\]*$")]  # of a folder
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Named(BaseModel):
@@ -51,7 +54,7 @@ class Train(Section):
     micro_batch: int | None = Field(None, ge=1, description="rows at once; the whole batch if null")
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(5e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     warmup: int = Field(0, ge=0, description="steps in which the learning rate rises")
@@ -84,20 +87,20 @@ class Sample(Section):
 
 
 class Evaluation(Section):
-    nfe: tuple[int, ...] = (1, 2, 4)
+    nfe: tuple[Count, ...] = Field((1, 2, 4), min_length=1)
     benchmarks: dict[str, dict[str, Any]] = {}
     chunk: int = Field(16, ge=1, description="rows of every network call; images depend on it in the last bit")
 
 
 class Recipe(Section):
-    name: str
+    name: Name
     description: str = ""
     backbone: BackboneSection
     data: DataSection
     train: Train
-    sample: dict[int, Sample] = {}
+    sample: dict[Count, Sample] = {}
     eval: Evaluation = Evaluation()
-    methods: dict[str, dict[str, Any]]
+    methods: dict[Name, dict[str, Any]]
 
 
 class Resolved(Section):
@@ -110,7 +113,7 @@ class Resolved(Section):
     backbone: BackboneSection
     data: DataSection
     train: Train
-    sample: dict[int, Sample]
+    sample: dict[Count, Sample]
     own_nfe: tuple[int, ...] = ()  # the budgets of the block's own `sample`
     eval: Evaluation
     config: dict[str, Any]
@@ -157,7 +160,7 @@ def _read(name: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"recipe file {name!r} does not exist")
-        text, title = path.read_text(), path.stem
+        text, title = _text(path), path.stem
     elif name in shipped():
         text, title = (_folder() / f"{name}.yaml").read_text(), name
     else:
@@ -169,6 +172,13 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name!r} must be a mapping of sections")
     return {"name": title, **tree}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe file {str(path)!r} cannot be read: {error}") from None
 
 
 def _override(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -215,7 +225,7 @@ def _sentence(problem: Any, model: Any, where: str) -> str:
     if problem["type"] == "extra_forbidden":
         for part in problem["loc"][:-1]:
             field = getattr(model, "model_fields", {}).get(part)
-            model = field.annotation if field is not None else model
+            model = field.annotation if field is not None else (get_args(model) or (model,))[-1]  # a dict's values
         parent, known = ".".join(map(str, problem["loc"][:-1])), list(getattr(model, "model_fields", {}))
         error = unknown("setting", str(problem["loc"][-1]), known, f"known: {', '.join(known)}")
         return f"{where}: {parent + ': ' if parent else ''}{error}"
@@ -238,7 +248,10 @@ def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
     where = f"recipe {recipe.name!r}, method {label!r}"
     name = str(block.pop("method", label))
     shared = recipe.model_dump(exclude={"name", "description", "methods"})
-    over = {key: block.pop(key, {}) for key in ("train", "sample")}
+    over = {key: block.pop(key, None) or {} for key in ("train", "sample")}
+    for key, value in over.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {key} must be a mapping of settings, got {value!r}")
     shared["train"] = {**shared["train"], **over["train"]}
     shared["sample"] = {**shared["sample"], **over["sample"]}
     if "weights" in block:

@@ -12,7 +12,6 @@ Every file is written to a temporary name beside it and then renamed, so that a 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinbench.files import replace
+from twinbench.files import plain, read_json, replace, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["Record", "load", "read_items", "read_json", "records", "write_items", "write_json"]
 
 RUN, SCORE = "twinbench.run/1", "twinbench.score/1"
 IDENTITY = ("recipe", "label", "method", "fingerprint", "group", "seed")
@@ -69,12 +70,6 @@ class Record:
 # ---- writing ----
 
 
-def write_json(path: str | Path, obj: Any) -> None:
-    """Writes obj with sorted keys; numbers that are not finite become null."""
-    text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    replace(Path(path), lambda file: file.write(text.encode()))
-
-
 def write_items(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line."""
     text = "".join(json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
@@ -95,28 +90,7 @@ def write_reference(path: str | Path, features: Any, judge: str) -> None:
     replace(Path(path), lambda file: np.savez_compressed(file, features=features, judge=np.str_(judge)))
 
 
-def plain(obj: Any) -> Any:
-    """obj in JSON's own types: tuples are lists, numpy's values Python's, numbers that are not finite None."""
-    if isinstance(obj, np.generic | np.ndarray):
-        obj = obj.tolist()
-    if isinstance(obj, float):
-        return obj if math.isfinite(obj) else None
-    if isinstance(obj, Mapping):
-        return {str(key): plain(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [plain(value) for value in obj]
-    return obj
-
-
 # ---- reading ----
-
-
-def read_json(path: str | Path) -> Any:
-    """ValueError that names the file if it is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_items(path: str | Path) -> list[dict[str, Any]]:

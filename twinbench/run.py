@@ -20,9 +20,8 @@ from typing import Any
 import yaml
 
 from twinbench.errors import UserError
-from twinbench.files import write_text
+from twinbench.files import write_json, write_text
 from twinbench.recipe import Resolved, digest
-from twinbench.results import write_json
 
 SHOWN = 10  # characters of a fingerprint in a folder's name
 PACKAGES = ("twinbench", "torch", "numpy", "scipy", "diffusers", "transformers", "pydantic")

@@ -94,7 +94,9 @@ class TwinFlow(AnyStep):
         x_hat, _ = split(step.x_t[rows], v.detach(), draws.t[rows])
         push = self._direction(networks, x_hat, draws.z_match, draws.t_match, cond)
         rectify = self.config.rectify * self.metric(v, v.detach() - push)
-        logs = {**step.logs, "direction": push.square().mean().sqrt(), "rectify": rectify.detach().mean()}
+        logs = dict(step.logs)
+        if len(v):  # a micro-batch may hold no one-step row
+            logs |= {"direction": push.square().mean().sqrt(), "rectify": rectify.detach().mean()}
         return Terms({"base": step.term, "rectify": Term(rectify, draws.counts["one_step"])}, logs)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from twinbench.backbones.base import WorldBackbone, WorldConfig
@@ -65,9 +65,15 @@ class Block(nn.Module):
 
 class PatchConfig(WorldConfig):
     patch: int = Field(8, ge=1, description="pixels of a patch's side")
-    width: int = Field(128, ge=8)
+    width: int = Field(128, ge=8, multiple_of=2)
     depth: int = Field(6, ge=1)
     heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> PatchConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
 
 
 class PatchTransformer(WorldBackbone):
@@ -80,6 +86,8 @@ class PatchTransformer(WorldBackbone):
 
     def __init__(self, config: PatchConfig) -> None:
         super().__init__(config.world)
+        if len(self.shape) != 3 or self.shape[1] % config.patch:
+            raise ValueError(f"patches of {config.patch} do not tile a sample of shape {self.shape}")
         channels, size, _ = self.shape
         width, self.patch, self.phrases = config.width, config.patch, self.world.phrases
         inner = channels * self.patch**2
@@ -117,7 +125,7 @@ class PatchTransformer(WorldBackbone):
 
 
 class MLPConfig(WorldConfig):
-    width: int = Field(128, ge=8)
+    width: int = Field(128, ge=8, multiple_of=2)
     depth: int = Field(3, ge=1)
 
 
@@ -128,6 +136,8 @@ class MLP(WorldBackbone):
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config.world)
+        if len(self.shape) != 1:
+            raise ValueError(f"an mlp takes points, not samples of shape {self.shape}; use patch-transformer")
         (inputs,), width = self.shape, config.width
         self.times, self.words = TwoTimes(width), nn.Embedding(self.world.vocabulary, width)
         self.first, self.last = nn.Linear(inputs, width), nn.Linear(width, inputs)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from twinbench.benchmarks.geneval import article, number, plural
+from twinbench.data.geneval import article, number, plural
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLORS = {  # RGB in [-1, 1]: corners of the cube, so that nearest-colour is unambiguous

@@ -52,6 +52,7 @@ def score_vs_passes(boards: Sequence[Board]) -> bytes:
         for row, style in styles.items():
             if (row, nfe) in cells:
                 axes.scatter(board.passes[row, nfe], cells[row, nfe].values, label=row, **style)
+        axes.set_xlim(0, 1.15 * max([1.0, *(max(board.passes[row, nfe]) for row in styles if (row, nfe) in cells)]))
         axes.set_xlabel("network passes of training")
         axes.set_title(f"{axes.get_title()}, NFE {nfe}", fontsize=9)
 
@@ -85,6 +86,8 @@ def _figure(boards: Sequence[Board], panel: Callable[[Axes, Board, Headline], No
         best = board.teacher_best(headline)
         if not math.isnan(best):
             axes.axhline(best, color="0.4", linestyle="--", linewidth=1, label="teacher's best")
+        if not headline.higher:
+            axes.set_yscale("log")
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)

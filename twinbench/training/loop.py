@@ -67,12 +67,19 @@ class Trainer:
         return min(self.state.used(self.train.unit) / self.train.budget, 1.0)
 
     @property
+    def finished(self) -> bool:
+        """Whether the budget is used and the weights that are judged are written."""
+        return self.progress >= 1 and (self.folder / "weights.safetensors").exists()
+
+    @property
     def evaluated(self) -> torch.nn.Module:
         """The network that is judged."""
         average = self.train.evaluate == "average" and self.state.step > 0
         return self.owned.average.network if average else self.owned.trained["student"].network
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.finished:
+            return
         while self.progress < 1:
             row = self.step()
             if self.state.step % self.train.save_every == 0 and self.progress < 1:
@@ -124,6 +131,7 @@ class Trainer:
         """Accumulate the gradients of the turn's terms, one micro-batch after the other; returns the terms' values."""
         total, size = self.train.batch, self.train.micro_batch or self.train.batch
         sums: dict[str, float] = {}
+        logged: dict[str, int] = {}  # rows of the micro-batches that gave a log: not all hold every role
         for start in range(0, total, size):
             held = range(start, min(start + size, total))
             batch = self.loader.batch(turn.step, held, total)
@@ -138,10 +146,11 @@ class Trainer:
                     raise self._stopped(turn, f"term {name!r}")
                 sums[name] = sums.get(name, 0.0) + value
             for name, log in terms.logs.items():
-                sums[f"log.{name}"] = sums.get(f"log.{name}", 0.0) + log.item() * len(held) / total
+                sums[f"log.{name}"] = sums.get(f"log.{name}", 0.0) + log.item() * len(held)
+                logged[f"log.{name}"] = logged.get(f"log.{name}", 0) + len(held)
             if loss.requires_grad:
                 loss.backward()
-        return sums
+        return {name: value / logged.get(name, 1) for name, value in sums.items()}
 
     def _rate(self, turn: Turn) -> float:
         rise = min(1.0, (turn.step + 1) / self.train.warmup) if self.train.warmup else 1.0

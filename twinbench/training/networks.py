@@ -62,18 +62,22 @@ def make_backbone(section: BackboneSection, seed: int) -> Backbone:
     kind = plugins.backbone(section.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "initial weights"))
-        return kind(checked(kind, section.options, f"backbone {section.name!r}"))
+        return built(kind, section.options, f"backbone {section.name!r}")
 
 
 def make_data(section: DataSection) -> Any:
     """The dataset of a recipe. Raises UserError for a wrong setting."""
     kind = plugins.dataset(section.kind)
-    return kind(checked(kind, section.options, f"data {section.kind!r}"))
+    return built(kind, section.options, f"data {section.kind!r}")
 
 
-def checked(kind: Any, options: dict[str, Any], where: str) -> Any:
-    """A plug-in's Config from a recipe's section."""
-    return validate(kind.Config, options, where)
+def built(kind: Any, options: dict[str, Any], where: str) -> Any:
+    """A plug-in from a recipe's section. Raises UserError for a setting that its Config or the plug-in refuses."""
+    config = validate(kind.Config, options, where)
+    try:
+        return kind(config)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def weights_file(section: BackboneSection, data: DataSection, runs: Path) -> Path | None:
@@ -105,6 +109,8 @@ def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimi
     if train.optimizer == "adamw":
         return [torch.optim.AdamW([p for _, p in named], betas=train.betas, **settings)]
     matrices = [p for name, p in named if p.ndim == 2 and "blocks" in name]
+    if not matrices:
+        raise UserError("muon trains matrices inside blocks, and this backbone has none; set train.optimizer: adamw")
     rest = [p for name, p in named if not (p.ndim == 2 and "blocks" in name)]
     muon = torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **settings)
     return [muon, torch.optim.AdamW(rest, betas=train.betas, **settings)]

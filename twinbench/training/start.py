@@ -8,6 +8,7 @@ from typing import Any
 
 from twinbench import files, plugins
 from twinbench.backbones.base import Backbone
+from twinbench.errors import UserError
 from twinbench.recipe import Resolved
 from twinbench.run import Run
 from twinbench.sampler import plan
@@ -30,6 +31,8 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
     if fresh and run.folder.exists():
         shutil.rmtree(run.folder)
     backbone = initial(resolved, weights)
+    if backbone.shape != world.shape:
+        raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {world.name!r} {world.shape}")
     method = kind(kind.Config.model_validate(resolved.config))
     folder = run.open()
     plans = [plan(resolved, nfe) for nfe in sorted({*resolved.eval.nfe, *resolved.sample}) if nfe <= SHOWN]
