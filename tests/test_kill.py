@@ -1,31 +1,27 @@
 """Killed at any moment, gone on with, and the same in the end: training and evaluation."""
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
-from small import files, resolved, trained
+import torch
+from small import TINY, files, resolved, trained
 
 from twinbench.evaluation import evaluate_run
+from twinbench.tensors import read_tensors
 from twinbench.training.start import measured, start
 
 KILLS = 10
 TRAINING = {
-    "moons": ("twinflow", "train.budget=300", "train.batch=32", "backbone.width=32", "data.size=512"),
-    "digits": (
-        "rcgm",
-        "train.budget=60",
-        "train.unit=steps",
-        "train.batch=8",
-        "train.optimizer=muon",
-        "backbone.weights=none",
-        "backbone.width=16",
-        "backbone.depth=1",
-        "backbone.heads=2",
-    ),
+    "moons": ("twinflow", "train.budget=80", "train.batch=32", "backbone.width=32", "data.size=512"),
+    "digits": ("rcgm", "train.budget=80", "train.unit=steps", "train.batch=8", "train.optimizer=muon", *TINY),
 }
 EVALUATION = ("eval.nfe=[1,2,4]", "train.budget=3", "train.batch=16", "backbone.width=32", "data.size=512")
 
@@ -38,40 +34,76 @@ def train(runs, recipe, label, settings):
 
 
 def evaluate(folder, results):
-    for _ in evaluate_run(folder, None, None, 100, (), results):
+    for _ in evaluate_run(folder, None, None, None, (), results):
         pass
 
 
-def killed(rng, work, *args):
-    """Run work again and again in a child process, killed KILLS times at random moments (later and later, so that it
-    comes through at last); returns how many kills hit it alive."""
-    fork = multiprocessing.get_context("fork")  # torch is imported already: a child starts in milliseconds
-    hits, wait = 0, 0.05
-    while True:
-        child = fork.Process(target=work, args=args)
+def seconds(work):
+    before = time.perf_counter()
+    work()
+    return time.perf_counter() - before
+
+
+def killed(work, whole, seed=0):
+    """Run work in a child process, again after each kill: KILLS times SIGKILL at random moments, which together are less
+    than the `whole` of an uninterrupted run; then let it end."""
+    fork = multiprocessing.get_context("fork")  # torch is imported already: a child starts at once
+    rng = random.Random(seed)
+    shares = [0.2 + rng.random() for _ in range(KILLS)]
+    for share in shares:
+        child = fork.Process(target=work)
         child.start()
-        if hits < KILLS:
-            child.join(rng.uniform(0.02, wait))
-            if child.is_alive():
-                os.kill(child.pid, signal.SIGKILL)
-                hits += 1
-        child.join(60)
-        assert child.exitcode in (0, -signal.SIGKILL)
-        if child.exitcode == 0:
-            return hits
-        wait *= 1.3
+        child.join(0.8 * whole * share / sum(shares))
+        assert child.is_alive(), "it ended before it could be killed"
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    child = fork.Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, recipe):
     label, *settings = TRAINING[recipe]
-    settings += ["train.save_every=7"]
-    folder = trained(tmp_path / "whole", recipe, label, *settings)
-    hits = killed(random.Random(0), train, tmp_path / "killed", recipe, label, settings)
-    (again,) = (tmp_path / "killed").glob("*/*")
-    whole, pieces = files(folder), files(again)
-    assert hits == KILLS and again.name == folder.name
-    for name in ("weights.safetensors", "recipe.yaml"):
-        assert pieces[name] == whole[name]
-    rows = [(path / "log.jsonl").read_text().count("\n") for path in (folder, again)]
-    assert rows[0] == rows[1]
+    settings += ["train.save_every=3"]
+    once, often = tmp_path / "once", tmp_path / "often"
+    whole = seconds(partial(train, once, recipe, label, settings))
+    killed(partial(train, often, recipe, label, settings), whole)
+    (folder,), (again,) = once.glob("*/*"), often.glob("*/*")
+    assert again.name == folder.name
+    for name in ("weights.safetensors", "recipe.yaml", "samples/step-00000080.png"):
+        assert files(again)[name] == files(folder)[name]
+    last, state = zip(*(read_tensors(path / "checkpoints" / "step-00000080.safetensors") for path in (folder, again)))
+    assert last[0].keys() == last[1].keys() and all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    assert state[0]["decay"] == state[1]["decay"] and state[0]["state"]["passes"] == state[1]["state"]["passes"]
+    logs = [[json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in (folder, again)]
+    timed = {"seconds", "peak_bytes"}
+    bare = [[{key: row[key] for key in row.keys() - timed} for row in log] for log in logs]
+    assert bare[0] == bare[1] and [row["step"] for row in bare[0]] == [*range(1, 81)]
+    assert measured_of(folder) == measured_of(again)
+
+
+def measured_of(folder):
+    record = json.loads((folder / "run.json").read_text())
+    kept = ("steps", "images", "network_passes", "weights_sha256", "finished", "fingerprint")
+    return {key: record[key] for key in kept}
+
+
+def test_a_killed_evaluation_leaves_the_same_results(tmp_path):
+    folder = trained(tmp_path / "runs", "moons", "twinflow", *EVALUATION)
+    other = tmp_path / "other" / "moons" / folder.name
+    shutil.copytree(folder, other)
+    once, often = tmp_path / "once", tmp_path / "often"
+    whole = seconds(partial(evaluate, folder, once))
+    killed(partial(evaluate, other, often), whole)
+    one, two = files(once), files(often)
+    two = {name: value for name, value in two.items() if not Path(name).name.startswith(".")}  # a killed write's rest
+    assert one.keys() == two.keys() and sum(name.endswith("items.jsonl") for name in one) == 3
+    scores = {name for name in one if "-nfe" in name and name.endswith(".json")}
+    assert len(scores) == 6
+    assert {name: one[name] for name in one.keys() - scores} == {name: two[name] for name in two.keys() - scores}
+    for name in scores:
+        a, b = (json.loads((root / name).read_text()) for root in (once, often))
+        assert a.pop("seconds") >= 0 and b.pop("seconds") >= 0 and a == b
