@@ -159,7 +159,7 @@ def test_a_checkpoint_is_the_state_bit_for_bit(tmp_path, optimizer):
 
 
 def test_muon_without_matrices_in_blocks_is_refused(tmp_path):
-    with pytest.raises(UserError, match="train.optimizer"):
+    with pytest.raises(UserError, match=r"set train\.optimizer: adamw"):
         begin(tmp_path, "train.optimizer=muon")
 
 

@@ -5,14 +5,13 @@ same x_t, t and r, and y = z - x mirrored about E[y | x_t] = v(x_t, t, t), which
 x_t. So the expected gradient vanishes where that of each pair does:
 
 - flow matching: to round-off, for any metric, since every metric's gradient is odd in the residual;
-- RCGM and TwinFlow: to first order in h. The residual of a row is its part odd under the mirror, of order 1, plus
-an even
-  part of order h (one Euler step of length h along the mean of y is not yet the flow map); clamp, Barron's weight
-  and the time's weight are odd in the residual or constant, so they keep this order;
+- RCGM and TwinFlow: to first order in h. A row's residual is odd under the mirror but for a part of order h (one Euler
+  step of length h along the mean of y is not yet the flow map); clamp and Barron's weight are symmetric and keep that;
 - TwinFlow's rectification: to round-off, since the network's twin is the velocity of its samples, which are the data.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,8 +85,8 @@ def draws_of(p, kind=AnyStepDraws):
         return AnyStepDraws(**common)
     generator = torch.Generator().manual_seed(8)
     z_match = torch.randn(int(first.sum()), 3, dtype=torch.float64, generator=generator)
-    return TwinDraws(**common, z_match=z_match, t_match=torch.rand(len(z_match), dtype=torch.float64,
-    generator=generator))
+    t_match = torch.rand(len(z_match), dtype=torch.float64, generator=generator)
+    return TwinDraws(**common, z_match=z_match, t_match=t_match)
 
 
 def gradients(method, p, draws, error=0.0):
@@ -154,7 +153,7 @@ def test_any_step_objectives_are_still_to_first_order_in_h(kind, order, settings
         assert summed[fake].abs().sum() < 1e-12  # fake rows are flow matching
         sizes.append(torch.stack([summed[p.role[: len(summed)] == i].norm() for i in (0, 1, 2, 4)]))
     assert (sizes[0] < 40 * 0.01).all()
-    for coarse, fine in zip(sizes, sizes[1:]):
+    for coarse, fine in pairwise(sizes):
         torch.testing.assert_close(coarse / fine, torch.full_like(coarse, 2.0), rtol=0, atol=0.25)
 
 
