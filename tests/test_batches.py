@@ -111,6 +111,15 @@ def test_draws_of_a_micro_batch_are_rows_of_those_of_the_batch(method):
 
 
 @everyone
+def test_no_number_is_used_twice(method):
+    draws = vars(method.draw(data(), rng_of(range(TOTAL)), TURN))
+    noise = [value.flatten() for name, value in draws.items() if name.startswith("z") and value is not None]
+    assert len(torch.cat(noise).unique()) == sum(map(len, noise))
+    if "t_match" in draws and draws["t_match"] is not None:
+        assert not torch.isin(draws["t_match"], draws["t"]).any()
+
+
+@everyone
 def test_the_loss_is_pure(method):
     batch = data()
     _, networks = networks_of()

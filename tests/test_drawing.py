@@ -157,8 +157,12 @@ def test_guidance_doubles_the_evaluations(backbone, requests):
 
 @pytest.mark.parametrize(
     "settings, taken",
-    [("sample.2={steps: 3}", 3), ("sample.4={steps: 4, guidance: 2.0}", 8), ("sample.4={times: [0.9, 0.5]}", 2)]
-    + [("sample.3={steps: 3, heun: true, hop: same, gap: [0.01, 0.0]}", 5)],
+    [
+        ("sample.2={steps: 3}", 3),
+        ("sample.4={steps: 4, guidance: 2.0}", 8),
+        ("sample.4={times: [0.9, 0.5]}", 2),
+        ("sample.3={steps: 3, heun: true, hop: same, gap: [0.01, 0.0]}", 5),
+    ],
 )
 def test_a_schedule_that_takes_other_evaluations_than_its_key_is_refused(settings, taken):
     nfe = int(settings[7])

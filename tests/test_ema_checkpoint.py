@@ -258,6 +258,14 @@ def test_accumulated_gradients_are_those_of_the_batch(tmp_path, method):
     assert passes[0] == passes[1] == passes[2]  # the cost is counted in rows
 
 
+@pytest.mark.parametrize("block", ["{}", "{form: paper}", "{image_free: true, target: pretrained, cfg_scale: 2}"])
+def test_lower_precision_trains_nearly_the_same(tmp_path, block):
+    set_block = f"methods.twinflow={block}"
+    rows = [begin(tmp_path / p, set_block, f"train.precision={p}").step() for p in ("float32", "bfloat16")]
+    for name in set(rows[0]) & {"base", "rectify", "any_step", "real", "fake"}:
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=0.05, abs=0.01)
+
+
 def test_logs_of_a_role_are_means_over_the_micro_batches_that_hold_it(tmp_path):
     """With micro-batches of one row the log of every role is the mean over its rows, as it is for the whole batch."""
     rows = [begin(tmp_path / size, f"train.micro_batch={size}").step() for size in ("null", "1")]

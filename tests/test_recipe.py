@@ -58,8 +58,9 @@ def test_an_override_wins_over_the_file_but_not_over_a_block(tmp_path):
 
 
 def test_reserved_keys_of_a_block_are_not_the_methods_settings(tmp_path):
-    block = {"method": "rcgm", "order": 1, "weights": "w.safetensors", "train": {"lr": 0.5}, "sample": {8:
-    {"steps": 8}}} item = resolved(write(tmp_path, methods={"mine": block}), "mine")
+    block = {"method": "rcgm", "order": 1, "weights": "w.safetensors", "train": {"lr": 0.5}}
+    block["sample"] = {8: {"steps": 8}}
+    item = resolved(write(tmp_path, methods={"mine": block}), "mine")
     assert (item.label, item.method, item.backbone.weights) == ("mine", "rcgm", "w.safetensors")
     assert item.config["order"] == 1 and not {"method", "weights", "train", "sample"} & {*item.config}
     assert item.config == {**plugins.method("rcgm").Config().model_dump(), "order": 1}
@@ -152,8 +153,9 @@ SAME += ("train.save_every=1", "train.keep=9", "train.micro_batch=8", "descripti
 
 @pytest.mark.parametrize("change", OTHER)
 def test_what_training_depends_on_makes_another_run(change):
-    (mine, group), (other, other_group) = identity(resolved("moons", "twinflow")), identity(
-        resolved("moons", "twinflow", change)
+    (mine, group), (other, other_group) = (
+        identity(resolved("moons", "twinflow")),
+        identity(resolved("moons", "twinflow", change)),
     )
     assert mine != other and group != other_group
 

@@ -219,6 +219,25 @@ def test_euler_converges_at_first_order_and_heun_at_second():
     assert error(64, True) / error(128, True) == pytest.approx(4, rel=0.15)
 
 
+def test_extrapolation_goes_beyond_the_raw_predictions_from_the_third_call_on():
+    times, factor, calls = (1.0, 0.7, 0.5, 0.2), 0.4, []
+    cond = {"c": tensor(RECORDED["c"])}
+
+    def velocity(x, t, r, cond):
+        v = Tiny(RECORDED["P"])(x, t, r, cond)
+        calls.append((x, split(x, v, t)))
+        return v
+
+    end = sample(velocity, tensor(RECORDED["z0"]), cond, Schedule(times, extrapolation=factor))
+    for i, s in enumerate((0.7, 0.5, 0.2, 0.0)):
+        data, fresh = calls[i][1]
+        if i >= 2:
+            before = calls[i - 1][1]
+            data, fresh = data + factor * (data - before[0]), fresh + factor * (fresh - before[1])
+        reached = calls[i + 1][0] if i < 3 else end
+        torch.testing.assert_close(reached, (1 - s) * data + s * fresh, rtol=0, atol=1e-12)
+
+
 @quick
 @given(st.integers(0, 2**31), st.floats(0, 1), st.sampled_from((1, -1)))
 def test_mix_and_split_are_inverse(seed, t, sign):

@@ -195,7 +195,7 @@ def training():
 
 
 def facts(kinds, paints):
-    """What pictures show: (shape, colour) pairs, (shape, count) of lone kinds, and (shape, relation, shape) of pairs."""
+    """What pictures show: (shape, colour), (shape, count) of lone kinds, (shape, relation, shape) of pairs."""
     colors = set(zip(kinds[kinds >= 0].tolist(), paints[kinds >= 0].tolist(), strict=True))
     counts, relations = set(), set()
     objects = (kinds >= 0).sum(1)

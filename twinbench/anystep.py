@@ -219,7 +219,7 @@ class AnyStep(Method):
         else:
             w = c.cfg_scale - 1 if c.target == "pretrained" else 1 - 1 / c.cfg_scale
             better = y[rows] + w * (conditional - free)
-        return y.index_put((rows,), better)
+        return y.index_put((rows,), better.to(y.dtype))
 
     @torch.no_grad()
     def _target(

@@ -156,29 +156,22 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+    source: Any = Path(name)
+    if source.suffix in (".yaml", ".yml"):
+        title = source.stem
+        if not source.is_file():
             raise UserError(f"recipe file {name!r} does not exist")
-        text, title = _text(path), path.stem
     elif name in shipped():
-        text, title = (_folder() / f"{name}.yaml").read_text(), name
+        source, title = _folder() / f"{name}.yaml", name
     else:
         raise unknown("recipe", name, shipped(), "twinbench list recipes")
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {name!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name!r} must be a mapping of sections")
     return {"name": title, **tree}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {str(path)!r} cannot be read: {error}") from None
 
 
 def _override(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Schedule:
     def __post_init__(self) -> None:
         times = tuple(float(t) for t in self.times)
         object.__setattr__(self, "times", times)
-        if not times or not times[0] <= 1 or times[-1] < 0 or any(a <= b for a, b in pairwise(times)):
-            raise ValueError(f"times must fall strictly within [0, 1], got {list(times)}")
+        if not times or not (times[0] <= 1 and times[-1] > 0 and all(a > b for a, b in pairwise(times))):
+            raise ValueError(f"times must fall strictly within (0, 1], got {list(times)}")
         if self.hop not in ("end", "next", "same"):
             raise ValueError(f"hop must be end, next or same, got {self.hop!r}")
         if self.renoise != "sde" and not 0 <= self.renoise <= 1:
@@ -82,14 +82,15 @@ def sample(
     trace: Trace | None = None,
 ) -> Tensor:
     """Carry noise z [n, ...] (taken to be x at times[0]) to x at 0. noise(i): fresh noise for the renoising after
-    hop i, asked only where it is used. trace collects (t, r, x0_hat) of every hop."""
+    hop i, asked only where it is used. trace collects (t, r, x0_hat) of every hop. The network sees
+    z's precision; the sums keep at least that of times."""
     if schedule.renoise != 0 and noise is None and len(schedule.times) > 1:
         raise ValueError("a schedule with renoise needs noise(i)")
     grid = [*schedule.times, 0.0]
     x, previous = z, None
     for i, (t, s) in enumerate(pairwise(grid)):
         r = {"end": 0.0, "next": s, "same": t}[schedule.hop]
-        data, fresh = _predict(v, x, t, r, cond)
+        data, fresh = _predict(v, x, t, r, cond, z.dtype)
         if trace is not None:
             trace.append((t, r, data))
         raw = (data, fresh)
@@ -103,15 +104,15 @@ def sample(
             fresh = (1 - share) ** 0.5 * fresh + share**0.5 * noise(i)
         x = (1 - s) * data + s * fresh
         if schedule.heun and i < len(schedule.times) - 1:
-            _, again = _predict(v, x, s, s, cond)
+            _, again = _predict(v, x, s, s, cond, z.dtype)
             x = start * ((1 - s) / (1 - t)) + (s - (1 - s) * t / (1 - t)) * (fresh + again) / 2
-    return x
+    return x.to(z.dtype)
 
 
-def _predict(v: Velocity, x: Tensor, t: float, r: float, cond: Cond) -> tuple[Tensor, Tensor]:
+def _predict(v: Velocity, x: Tensor, t: float, r: float, cond: Cond, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     times = torch.tensor([t, r], dtype=torch.float64).to(times_like(x)).to(x.device)
     t_rows, r_rows = times[0].expand(len(x)), times[1].expand(len(x))
-    return split(x, v(x, t_rows, r_rows, cond), t_rows)
+    return split(x, v(x.to(dtype), t_rows, r_rows, cond), t_rows)
 
 
 def _renoise_share(renoise: float | Literal["sde"], t: float, s: float) -> float:

@@ -181,8 +181,8 @@ class Trainer:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
+        text, kept = path.read_text(), []
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # a kill in the middle of a line
@@ -190,7 +190,8 @@ class Trainer:
             if row["step"] > self.state.step:
                 break
             kept.append(line)
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        if (trimmed := "".join(f"{line}\n" for line in kept)) != text:
+            write_text(path, trimmed)
 
 
 def peak_bytes() -> int:

@@ -28,14 +28,14 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
     world = make_data(resolved.data)
     weights = weights_file(resolved.backbone, resolved.data, runs)
     run = Run(runs, resolved, files.sha256(weights) if weights else "none", world.sha256())
-    if fresh and run.folder.exists():
-        shutil.rmtree(run.folder)
     backbone = initial(resolved, weights)
     if backbone.shape != world.shape:
         raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {world.name!r} {world.shape}")
     method = kind(kind.Config.model_validate(resolved.config))
-    folder = run.open()
     plans = [plan(resolved, nfe) for nfe in sorted({*resolved.eval.nfe, *resolved.sample}) if nfe <= SHOWN]
+    if fresh and run.folder.exists():  # only now: bad input deletes nothing
+        shutil.rmtree(run.folder)
+    folder = run.open()
     return run, Trainer(folder, method, backbone, world, resolved.train, resolved.seed, plans)
 
 
