@@ -36,7 +36,7 @@ def rng_of(held, dtype=torch.float64, seed=0):
 def networks_of(dtype=torch.float64):
     """A student, and another network as target and teacher; all count."""
     student, other = Tiny(CASE["P"]).to(dtype), Tiny(CASE["E"]).to(dtype)
-    counted = Counted(other, trained=False)
+    counted = Counted(other.requires_grad_(False))
     return student, Networks(Counted(student), target=counted, teacher=counted)
 
 

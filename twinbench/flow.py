@@ -74,16 +74,26 @@ def guided(v: Velocity, null: Cond, scale: float) -> Velocity:
 class Counted:
     """A velocity that counts its calls (NFE) and its network passes.
 
-    A pass is one forward on one row; where a gradient will flow back it counts 2 more for a trained network (parameters
-    and inputs) and 1 more for a frozen one (inputs alone)."""
+    A pass is one forward on one row; where a gradient will flow back it counts 2 more if the network is being trained
+    (parameters and inputs) and 1 more if it is frozen (inputs alone). A tangent carried along counts 1 more."""
 
-    def __init__(self, velocity: Velocity, *, trained: bool = True) -> None:
-        self.velocity, self.trained = velocity, trained
+    def __init__(self, velocity: Velocity) -> None:
+        self.velocity = velocity
         self.calls = 0
         self.passes = 0
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
-        v = self.velocity(x, t, r, cond)
+        return self.count(self.velocity(x, t, r, cond))
+
+    def count(self, v: Tensor, tangents: int = 0) -> Tensor:
+        """Count one call that gave v [n, ...], and give v back."""
         self.calls += 1
-        self.passes += len(x) * (1 + (1 + self.trained) * v.requires_grad)
+        self.passes += len(v) * (1 + tangents + (1 + self.trained) * v.requires_grad)
         return v
+
+    @property
+    def trained(self) -> bool:
+        """Whether parameters of the network take gradients now."""
+        if not isinstance(self.velocity, torch.nn.Module):
+            return True
+        return any(p.requires_grad for p in self.velocity.parameters())

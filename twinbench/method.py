@@ -91,6 +91,10 @@ class Method(ABC):
         """The updates of one step, in order; the student's is among them."""
         return ("student",)
 
+    def rate(self, turn: str) -> float:
+        """What the recipe's learning rate is multiplied by in a turn."""
+        return 1.0
+
     @abstractmethod
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> Draws:
         """All random numbers of a turn."""

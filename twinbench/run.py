@@ -1,7 +1,7 @@
 """A run is a method under a recipe: a folder that knows what made it.
 
-    runs/<recipe>/<label>-<fingerprint>/
-        recipe.yaml  run.json  log.jsonl  checkpoints/  samples/  images/  weights.safetensors
+runs/<recipe>/<label>-<fingerprint>/
+    recipe.yaml  run.json  log.jsonl  checkpoints/  samples/  images/  weights.safetensors
 """
 
 from __future__ import annotations

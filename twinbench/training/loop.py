@@ -111,6 +111,7 @@ class Trainer:
 
     def _turn(self, turn: Turn) -> dict[str, float]:
         trained = self.owned.trained[turn.name]
+        self.owned.train_only(turn.name)
         if turn.name == "student":
             self.owned.average.update(trained.network)
         terms = self._gradients(turn)
@@ -155,7 +156,7 @@ class Trainer:
     def _rate(self, turn: Turn) -> float:
         rise = min(1.0, (turn.step + 1) / self.train.warmup) if self.train.warmup else 1.0
         fall = min(1.0, (1 - turn.progress) / self.train.decay) if self.train.decay else 1.0
-        return self.train.lr * rise * fall
+        return self.train.lr * self.method.rate(turn.name) * rise * fall
 
     def _stopped(self, turn: Turn, what: str) -> WorkError:
         folder = self.folder / "failed"

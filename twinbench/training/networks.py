@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,16 @@ class Owned:
     def velocities(self, needs: frozenset[str]) -> tuple[Networks, list[Counted]]:
         """The velocities that a method asked for, and all counters."""
         student = Counted(self.trained["student"].network)
-        target = Counted(self.average.network, trained=False) if "target" in needs else None
-        teacher = Counted(self.teacher, trained=False) if self.teacher is not None else None
-        counters = [c for c in (student, target, teacher) if c is not None]
-        return Networks(student, target=target, teacher=teacher), counters
+        critic = Counted(self.trained["critic"].network) if "critic" in self.trained else None
+        target = Counted(self.average.network) if "target" in needs else None
+        teacher = Counted(self.teacher) if self.teacher is not None else None
+        counters = [c for c in (student, critic, target, teacher) if c is not None]
+        return Networks(student, target=target, teacher=teacher, critic=critic), counters
+
+    def train_only(self, turn: str) -> None:
+        """Let the turn's network alone take gradients; through the others they flow to inputs only."""
+        for name, trained in self.trained.items():
+            trained.network.requires_grad_(name == turn)
 
     def held(self) -> list[dict[str, Any]]:
         """Name, parameters and bytes of every network, with what training keeps beside it."""
@@ -120,4 +127,8 @@ def assemble(student: Backbone, method: Method, train: Train) -> Owned:
     """All networks of a run, starting from the student's initial weights."""
     average = Average(student, train.ema)
     teacher = Average(student, 0).network if "teacher" in method.needs else None
-    return Owned({"student": Trained(student, make_optimizers(student, train))}, average, teacher)
+    trained = {"student": Trained(student, make_optimizers(student, train))}
+    if "critic" in method.needs:
+        critic = copy.deepcopy(student)
+        trained["critic"] = Trained(critic, make_optimizers(critic, train))
+    return Owned(trained, average, teacher)
