@@ -219,7 +219,10 @@ def show(
 
     loaded = recipes.load(recipe, sets)
     if diff:
-        a, b = (recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "label"}) for label in diff)
+        a, b = (
+            recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "source", "label"})
+            for label in diff
+        )
         for key, left, right in recipes.difference(a, b):
             typer.echo(f"{key}: {left} | {right}")
         return

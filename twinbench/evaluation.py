@@ -25,7 +25,7 @@ from twinbench.data.base import Request
 from twinbench.errors import UserError, unknown
 from twinbench.flow import Counted, guided
 from twinbench.randomness import request_noise
-from twinbench.recipe import Resolved, digest, validate
+from twinbench.recipe import Resolved, digest
 from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
 from twinbench.sampler import Plan, plan, sample
 from twinbench.statistics import standard_error
@@ -109,8 +109,7 @@ def benchmarks(resolved: Resolved, names: Sequence[str] | None = None) -> list[B
     made = []
     for name in names or known:
         kind = plugins.benchmark(name)
-        config = validate(kind.Config, known[name], f"recipe {resolved.recipe!r}, benchmark {name!r}")
-        made.append(kind(plugins.dataset(resolved.data.kind), config))
+        made.append(kind(plugins.dataset(resolved.data.kind), kind.Config.model_validate(known[name])))
     return made
 
 
@@ -216,7 +215,7 @@ def current(record: dict[str, Any], sets: Sequence[str]) -> Resolved:
     """A run's settings, with `sample` and `eval` as its recipe says them today: neither retrains anything."""
     stored = Resolved.model_validate(record["resolved"])
     try:
-        today = recipes.resolve(recipes.load(stored.recipe, list(sets)), stored.label, stored.seed)
+        today = recipes.resolve(recipes.load(stored.source or stored.recipe, list(sets)), stored.label, stored.seed)
     except UserError:
         if sets:
             raise

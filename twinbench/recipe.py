@@ -94,6 +94,7 @@ class Evaluation(Section):
 
 class Recipe(Section):
     name: Name
+    source: str = Field("", description="the file it was read from; empty for a shipped one")
     description: str = ""
     backbone: BackboneSection
     data: DataSection
@@ -107,6 +108,7 @@ class Resolved(Section):
     """One method under a recipe: the shared sections with the block's own laid over them."""
 
     recipe: str
+    source: str = ""
     label: str
     method: str
     seed: int
@@ -171,7 +173,7 @@ def _read(name: str) -> dict[str, Any]:
         raise UserError(f"recipe {name!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name!r} must be a mapping of sections")
-    return {"name": title, **tree}
+    return {"name": title, **tree, "source": "" if name in shipped() else name}
 
 
 def _override(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -250,6 +252,8 @@ def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
     if "weights" in block:
         shared["backbone"]["weights"] = block.pop("weights")
     config = validate(plugins.method(name).Config, block, where).model_dump()
+    for benchmark, options in recipe.eval.benchmarks.items():
+        validate(plugins.benchmark(benchmark).Config, options, f"recipe {recipe.name!r}, benchmark {benchmark!r}")
     tree = {"recipe": recipe.name, "label": label, "method": name, "seed": seed, **shared, "config": config}
     tree["own_nfe"] = tuple(over["sample"])
     return validate(Resolved, tree, where)

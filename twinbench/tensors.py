@@ -29,6 +29,4 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it, and the run goes on from the save before it"
-        ) from None
+        raise UserError(f"{path} is damaged ({error}); delete it and give the same command again") from None

@@ -31,14 +31,12 @@ class Evidence:
 class Benchmark(ABC):
     """One benchmark for one world. Its class says which metrics its item rows carry."""
 
-    class Config(Strict):
-        """The benchmark's own settings."""
-
+    Config: ClassVar[type[Strict]] = Strict  # its own settings
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
-    def __init__(self, world: type[World], config: Config | None = None) -> None:
+    def __init__(self, world: type[World], config: Strict | None = None) -> None:
         self.world, self.config = world, config or self.Config()
 
     def requests(self, limit: int | None = None) -> Sequence[Request]:

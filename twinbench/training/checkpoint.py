@@ -42,6 +42,8 @@ def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int) -> Path
             for parameter, slots in optimizer.state_dict()["state"].items():
                 prefix = f"optimizer.{turn}.{which}.{parameter}"
                 tensors |= {f"{prefix}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    for stale in folder.glob(".step-*"):  # left by a kill in the middle of a save
+        stale.unlink(missing_ok=True)
     path = folder / f"step-{state.step:08d}.safetensors"
     save_tensors(path, tensors, {"state": asdict(state), "decay": owned.average.decay})
     for old in checkpoints(folder)[:-keep]:
