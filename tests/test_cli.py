@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 from small import QUICK, TINY, files, sets, trained, twinbench
@@ -370,3 +371,13 @@ def test_the_shapes_story_runs_too_with_its_exact_judge(here, capsys):
     score = json.loads(path.read_text())
     assert score["judge"] == "shapes-exact/1" and score["n"] == (6 + 4) * 2 * 2
     assert 0 <= score["metrics"]["overall"]["value"] < 0.2  # two steps learn nothing
+
+
+def test_eval_finds_a_recipe_file_again(here, capsys):
+    text = (resources.files("twinbench.recipes") / "moons.yaml").read_text()
+    (here / "shapes.yaml").write_text(text)  # a shipped recipe's name must not take its place
+    assert twinbench("train", "rcgm", "--recipe", "shapes.yaml", *sets(*QUICK)) == 0
+    times = sets("sample.1.times=[0.9]", "eval.benchmarks={diversity: {}}")
+    assert twinbench("eval", "--nfe", "1", "--limit", "2", *times) == 0
+    (score,) = here.glob("results/shapes/rcgm-*/*-nfe1.json")
+    assert json.loads(score.read_text())["schedule"]["times"] == [0.9]
