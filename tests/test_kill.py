@@ -108,7 +108,7 @@ def test_a_killed_evaluation_leaves_the_same_results(tmp_path):
     killed(partial(evaluate, other, often), whole)
     one, two = files(once), files(often)
     two = {name: value for name, value in two.items() if not Path(name).name.startswith(".")}  # a killed write's rest
-    assert one.keys() == two.keys() and sum(name.endswith("items.jsonl") for name in one) == 3
+    assert one.keys() == two.keys() and sum(name.endswith("items.jsonl.gz") for name in one) == 3
     scores = {name for name in one if "-nfe" in name and name.endswith(".json")}
     assert len(scores) == 6
     assert {name: one[name] for name in one.keys() - scores} == {name: two[name] for name in two.keys() - scores}

@@ -47,7 +47,7 @@ def write(root, label, right, *, nfe=1, seed=0, recipe="tiny", method=None, n=20
     results.write_json(
         folder / f"geneval-nfe{nfe}.json", {**SCORE, "nfe": nfe, "nfe_counted": nfe, "metrics": metrics, **score}
     )
-    results.write_items(folder / f"geneval-nfe{nfe}.items.jsonl", items)
+    results.write_items(folder / f"geneval-nfe{nfe}.items.jsonl.gz", items)
 
 
 def md(root, **options):

@@ -1,5 +1,6 @@
 """What is written is what is read, and no reader ever sees half a file."""
 
+import gzip
 import json
 import math
 
@@ -112,15 +113,15 @@ def test_items_come_back_as_they_were(tmp_path_factory, rows):
         json.dumps(rows, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return
-    path = tmp_path_factory.mktemp("items") / "x.items.jsonl"
+    path = tmp_path_factory.mktemp("items") / "x.items.jsonl.gz"
     results.write_items(path, rows)
     assert results.read_items(path) == rows
 
 
 def test_a_corrupt_line_of_items_is_named(tmp_path):
-    path = tmp_path / "x.items.jsonl"
-    path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(ValueError, match=r"x\.items\.jsonl, line 2"):
+    path = tmp_path / "x.items.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": \n'))
+    with pytest.raises(ValueError, match=r"x\.items\.jsonl\.gz, line 2"):
         results.read_items(path)
 
 

@@ -159,17 +159,17 @@ def report(
     Example: twinbench report --format md
     """
     from twinbench.report import page
+    from twinbench.report.summary import summarize
 
     if format not in page.FORMATS:
         raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
     try:
-        text = page.render(results, format, recipe)
-        typer.echo(text)
-        if format == "table":
-            written = page.write_report(results, out or results / "report", recipe)
-            typer.echo(f"report: {written}")
+        summary = summarize(results, recipe)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
+    typer.echo(page.text(format, *summary))
+    if format == "table" or out:
+        typer.echo(f"report: {page.write_pages(*summary, out or results / 'report')}", err=format != "table")
 
 
 @app.command("list")

@@ -157,7 +157,7 @@ def _write_evidence(
     folder: Path, stem: str, benchmark: Benchmark, evidence: Evidence, requests: Sequence[Request]
 ) -> None:
     if evidence.items:
-        write_items(folder / f"{stem}.items.jsonl", evidence.items)
+        write_items(folder / f"{stem}.items.jsonl.gz", evidence.items)
     if evidence.features is not None and isinstance(benchmark, Fidelity):
         keys = [r.key for r in requests if r.split == "evaluation"]
         write_features(folder / f"{stem}.features.npz", evidence.features, keys)

@@ -2,7 +2,7 @@
 
     results/<recipe>/<label>-<fingerprint>/run.json                        schema twinbench.run/1
                                            <benchmark>-nfe<k>.json         schema twinbench.score/1
-                                           <benchmark>-nfe<k>.items.jsonl  one row an image or question
+                                           <benchmark>-nfe<k>.items.jsonl.gz  one row an image or question
                                            <benchmark>-nfe<k>.features.npz features [n, d], keys [n]   (optional)
     results/<recipe>/<benchmark>-reference.npz                             features [m, d], judge      (optional)
 
@@ -11,6 +11,7 @@ Every file is written to a temporary name beside it and then renamed, so that a 
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,12 +43,12 @@ class Record:
     score: dict[str, Any]
 
     def beside(self, suffix: str) -> Path:
-        """The file of evidence: suffix is "items.jsonl" or "features.npz"."""
+        """The file of evidence: suffix is "items.jsonl.gz" or "features.npz"."""
         return self.folder / f"{self.score['benchmark']}-nfe{self.score['nfe']}.{suffix}"
 
     def items(self) -> list[dict[str, Any]] | None:
         """The item rows, None where they were not kept."""
-        path = self.beside("items.jsonl")
+        path = self.beside("items.jsonl.gz")
         return read_items(path) if path.exists() else None
 
     def features(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -71,22 +72,22 @@ class Record:
 
 
 def write_items(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line."""
+    """Writes one JSON object a line, compressed; the same rows give the same bytes."""
     text = "".join(json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
-    replace(Path(path), lambda file: file.write(text.encode()))
+    replace(Path(path), lambda file: file.write(gzip.compress(text.encode(), mtime=0)))
 
 
 def write_features(path: str | Path, features: Any, keys: Iterable[str]) -> None:
-    """Writes the features [n, d] of drawn images, in float32, with the key of each."""
-    features, keys = np.asarray(features, np.float32), np.asarray(list(keys), np.str_)
+    """Writes the features [n, d] of drawn images, in half precision, with the key of each."""
+    features, keys = np.asarray(features, np.float16), np.asarray(list(keys), np.str_)
     if len(features) != len(keys):
         raise ValueError(f"{len(features)} features have {len(keys)} keys")
     replace(Path(path), lambda file: np.savez_compressed(file, features=features, keys=keys))
 
 
 def write_reference(path: str | Path, features: Any, judge: str) -> None:
-    """Writes the features [m, d] of the real data, in float32, with the judge that gave them."""
-    features = np.asarray(features, np.float32)
+    """Writes the features [m, d] of the real data, in half precision, with the judge that gave them."""
+    features = np.asarray(features, np.float16)
     replace(Path(path), lambda file: np.savez_compressed(file, features=features, judge=np.str_(judge)))
 
 
@@ -96,7 +97,7 @@ def write_reference(path: str | Path, features: Any, judge: str) -> None:
 def read_items(path: str | Path) -> list[dict[str, Any]]:
     """ValueError that names the file and the line if one is not JSON."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(_unpacked(Path(path)).removesuffix("\n").split("\n"), 1):
         if not line:
             continue
         try:
@@ -104,6 +105,13 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
     return rows
+
+
+def _unpacked(path: Path) -> str:
+    try:
+        return gzip.decompress(path.read_bytes()).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def records(path: str | Path) -> Iterator[Record]:

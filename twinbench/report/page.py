@@ -66,8 +66,11 @@ def write_report(
     results_path: str | Path, out_dir: str | Path, recipe: str | None = None, metrics_of: MetricsOf = declared
 ) -> Path:
     """Writes report.md, report.html and the figures into out_dir; the path of report.html. Errors as of `render`."""
-    boards, costs = summarize(results_path, recipe, metrics_of)
-    out = Path(out_dir)
+    return write_pages(*summarize(results_path, recipe, metrics_of), Path(out_dir))
+
+
+def write_pages(boards: Sequence[Board], costs: Sequence[Cost], out: Path) -> Path:
+    """report.md, report.html and the figures of what was summarized; the path of report.html."""
     out.mkdir(parents=True, exist_ok=True)
     figures = {name: draw(boards) for name, draw in plots.FIGURES.items()}
     for name, image in figures.items():

@@ -22,7 +22,7 @@ from twinbench.statistics import Difference, Metric
 MetricsOf = Callable[[str], Mapping[str, Metric]]
 Place = tuple[str, int]  # (row, nfe)
 Drawn = tuple[frozenset[str], np.ndarray]  # (keys, bootstrap draws [draws, seeds]); paired if the keys are equal
-COSTS = ("steps", "images", "network_passes", "seconds", "peak_bytes")
+COSTS = ("steps", "images", "network_passes", "seconds", "cpu_seconds", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Cost:
     steps: float
     images: float
     network_passes: float
-    seconds: float
+    seconds: float  # wall clock
+    cpu_seconds: float
     peak_bytes: float
     networks: int  # held at once
     parameters: int  # of all of them

@@ -123,9 +123,19 @@ def cost_table(costs: Sequence[Cost]) -> Table:
     for c in costs:
         networks = f"{c.networks} ({c.parameters / 1e6:.2f} M)"
         row = c.row if c.finished else f"{c.row} (unfinished)"
-        whole = (f"{x:,.0f}" for x in (c.steps, c.images, c.network_passes, c.seconds))
+        whole = (f"{x:,.0f}" for x in (c.steps, c.images, c.network_passes, c.seconds, c.cpu_seconds))
         rows.append((row, str(c.runs), *whole, f"{c.peak_bytes / MIB:,.0f}", networks))
-    header = ("method", "runs", "steps", "images", "network passes", "seconds", "peak MiB", "networks (parameters)")
+    header = (
+        "method",
+        "runs",
+        "steps",
+        "images",
+        "network passes",
+        "seconds",
+        "CPU s",
+        "peak MiB",
+        "networks (parameters)",
+    )
     caption = "means over runs; a network pass is one forward of the backbone on one row"
     return Table(f"{costs[0].recipe}-costs", "cost of training", caption, header, tuple(rows))
 
