@@ -7,7 +7,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: bench test lint clean
 
 bench: $(READY)
-	$(VENV)/bin/twinbench bench --recipe shapes --results runs/results
+	$(VENV)/bin/twinbench bench --recipe shapes --methods teacher,flow-matching,rcgm,twinflow --results runs/results
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2

@@ -12,7 +12,7 @@ from twinbench.method import Networks, Turn
 from twinbench.objectives.losses import barron
 from twinbench.objectives.times import tan_weight
 from twinbench.randomness import Rng
-from twinbench.twinflow import TwinFlow
+from twinbench.twinflow import TwinFlow, TwinShares
 
 CASE = load("twinflow_train_full")["cases"][0]
 TOTAL, SHAPE = 8, (3,)
@@ -73,6 +73,7 @@ METHODS = {
     "twinflow": TwinFlow(TwinFlow.Config(cfg_scale=2.0)),
     "twinflow-image-free": TwinFlow(TwinFlow.Config(cfg_scale=2.0, image_free=True, target="pretrained")),
     "twinflow-paper": TwinFlow(TwinFlow.Config(form="paper", cfg_scale=2.0)),
+    "twinflow-tutorial": TwinFlow(TwinFlow.Config(form="tutorial", cfg_scale=2.0)),
 }
 everyone = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
@@ -190,9 +191,9 @@ def plain_source_form(config, networks, batch, draws):
     "settings",
     [
         dict(cfg_scale=2.0),
-        dict(cfg_scale=4.0, order=3, target="self", shares=Shares(one_step=1, local=2, any_step=1, fake=2)),
+        dict(cfg_scale=4.0, order=3, target="self", shares=TwinShares(one_step=1, local=2, any_step=1, fake=2)),
         dict(cfg_scale=2.0, target="pretrained"),
-        dict(cfg_scale=2.0, target="pretrained", image_free=True, local_width=0.5),
+        dict(cfg_scale=2.0, target="pretrained", image_free=True, guide_at_one=False, local_width=0.5),
     ],
     ids=["average", "self", "pretrained", "image-free"],
 )
@@ -227,15 +228,15 @@ def identical(one, other):
 
 def test_twinflow_without_its_twin_is_rcgm():
     shared = dict(cfg_scale=2.0, order=2)
-    identical(TwinFlow(TwinFlow.Config(shares=Shares(fake=0), rectify=0, **shared)), RCGM(RCGM.Config(**shared)))
+    identical(TwinFlow(TwinFlow.Config(shares=TwinShares(fake=0), rectify=0, **shared)), RCGM(RCGM.Config(**shared)))
 
 
 def test_rcgm_of_order_0_on_local_rows_without_width_is_flow_matching():
     local = Shares(one_step=0, local=1, any_step=0)
-    rcgm = RCGM(RCGM.Config(order=0, shares=local, range=0))
+    rcgm = RCGM(RCGM.Config(order=0, shares=local, any_step_width=0))
     identical(rcgm, FlowMatching(FlowMatching.Config(metric="barron", weighting="tan")))
     # and so is any order: without recursive roles nothing hops
-    identical(RCGM(RCGM.Config(order=2, shares=local, range=0)), rcgm)
+    identical(RCGM(RCGM.Config(order=2, shares=local, any_step_width=0)), rcgm)
 
 
 def test_a_frozen_target_and_the_student_itself_agree_where_they_are_one_network():
@@ -249,3 +250,38 @@ def test_a_frozen_target_and_the_student_itself_agree_where_they_are_one_network
             draws = method.draw(batch, rng_of(range(TOTAL)), TURN)
             losses.append(method.loss(networks, batch, draws, TURN).total().item())
         assert losses[0] == losses[1]
+
+
+def test_image_free_rows_at_one_are_guided_by_the_frozen_teacher():
+    """Unguided, their target is the noise less a sample of other noise: the mean of the student's own samples."""
+    base = dict(target="pretrained", image_free=True, cfg_scale=3.0, shares=TwinShares(one_step=1, local=0, any_step=0))
+    draw = dict(batch=data(), rng=rng_of(range(TOTAL)), turn=TURN)
+    draws = TwinFlow(TwinFlow.Config(**base)).draw(**draw)
+    losses = []
+    for at_one in (None, True, False):
+        method = TwinFlow(TwinFlow.Config(**base, guide_at_one=at_one))
+        losses.append(method.loss(networks_of()[1], draw["batch"], draws, TURN).total().item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_naming_one_share_keeps_the_twin():
+    assert TwinFlow.Config(shares={"to_zero": 1}).shares.fake == 1
+
+
+@pytest.mark.parametrize("form", ["paper", "tutorial"])
+def test_a_form_refuses_what_it_does_not_use(form):
+    with pytest.raises(ValueError, match="rectify"):
+        TwinFlow.Config(form=form, rectify=3)
+
+
+def test_the_papers_form_splits_the_batch():
+    method = TwinFlow(TwinFlow.Config(form="paper", twin_share=0.25))
+    batch = data()
+    draws = method.draw(batch, rng_of(range(TOTAL)), TURN)
+    terms = method.loss(networks_of()[1], batch, draws, TURN).losses
+    assert draws.twins == TOTAL // 4
+    assert {name: (len(term.rows), term.denominator) for name, term in terms.items()} == {
+        "any_step": (TOTAL - draws.twins,) * 2,
+        "fake": (draws.twins,) * 2,
+        "rectify": (draws.twins,) * 2,
+    }

@@ -73,7 +73,7 @@ BAD = {
     "schedule": ((*TRAIN, *sets("sample.2.steps=3")), ["sample.2", "takes 3 evaluations"]),
     "nfe 0": (("eval", "--nfe", "0"), ["--nfe 0", "--nfe 1,2,4"]),
     "nfe 1.5": (("eval", "--nfe", "1.5"), ["--nfe 1.5", "--nfe 1,2,4"]),
-    "no runs": (("eval",), ["no runs under runs", "twinbench train"]),
+    "no runs": (("eval",), ["no finished runs under runs", "twinbench train"]),
     "no results": (("report",), ["no results under results", "twinbench eval"]),
     "format": (("report", "--format", "doc"), ["--format doc", "html"]),
     "run": (("eval", "nosuch"), ["'nosuch'", "list runs"]),
@@ -197,7 +197,8 @@ def test_an_interrupt_ends_with_130_and_leaves_what_was_saved(here):
     assert (child.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "error: interrupted; the same command goes on from the last save"
     assert "Traceback" not in err
-    assert not [*here.glob("runs/*/*/run.json")]
+    (record,) = here.glob("runs/*/*/run.json")
+    assert json.loads(record.read_text())["finished"] is False
 
 
 # ---- help and names ----
@@ -271,7 +272,8 @@ def test_show_diff_prints_only_the_differences(capsys):
         "config.form: None | source",
         "config.match_clamp: None | 1.0",
         "config.rectify: None | 0.5",
-        "config.shares.fake: 0 | 1.0",
+        "config.shares.fake: 0 | 1",
+        "config.twin_share: None | 0.3333333333333333",
         "method: rcgm | twinflow",
     ]
     assert twinbench("show", "shapes", "--diff", "rcgm", "rcgm") == 0 and capsys.readouterr().out == ""
@@ -297,7 +299,7 @@ def test_train_eval_and_report(here, capsys):
     evaluation = ("eval", "--nfe", "1,2", "--limit", "20")
     assert twinbench(*evaluation) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert len([*here.glob("results/moons/*/*-nfe[12].json")]) == 2 * 2 * 2
+    assert len([*here.glob("results/moons/*/*-nfe[12]-limit20.json")]) == 2 * 2 * 2
 
     shown = {}
     for format in ("table", "md", "csv", "json"):
@@ -308,7 +310,7 @@ def test_train_eval_and_report(here, capsys):
     scores = [*csv.DictReader(io.StringIO(shown["csv"]))]
     assert {(row["label"], row["nfe"]) for row in scores} == {(m, n) for m in ("flow-matching", "rcgm") for n in "12"}
     for row in scores:  # the report says what the score file says
-        (path,) = here.glob(f"results/moons/{row['label']}-*/{row['benchmark']}-nfe{row['nfe']}.json")
+        (path,) = here.glob(f"results/moons/{row['label']}-*/{row['benchmark']}-nfe{row['nfe']}-limit20.json")
         assert float(row["value"]) == pytest.approx(json.loads(path.read_text())["metrics"][row["metric"]]["value"])
     assert {row["row"] for row in json.loads(shown["json"])["costs"]} == {"flow-matching", "rcgm"}
 
@@ -323,10 +325,10 @@ def test_train_eval_and_report(here, capsys):
 
     trained_ones = stamps(here / "runs", "weights.safetensors")
     names = {path.name for path in here.glob("results/moons/*")}
-    first = json.loads(next(here.glob("results/moons/flow-*/diversity-nfe1.json")).read_text())
+    first = json.loads(next(here.glob("results/moons/flow-*/diversity-nfe1-limit20.json")).read_text())
     assert twinbench(*evaluation, "--bench", "diversity", *sets("sample.1.times=[0.9]")) == 0
     assert stamps(here / "runs", "weights.safetensors") == trained_ones  # another sampling trains nothing
-    again = json.loads(next(here.glob("results/moons/flow-*/diversity-nfe1.json")).read_text())
+    again = json.loads(next(here.glob("results/moons/flow-*/diversity-nfe1-limit20.json")).read_text())
     assert (first["schedule"]["times"], again["schedule"]["times"]) == ([1.0], [0.9])
     assert first["metrics"] != again["metrics"] and first["drawing"] != again["drawing"]
     assert names < {path.name for path in here.glob("results/moons/*")}  # and the third run is judged now
@@ -367,7 +369,7 @@ def test_the_shapes_story_runs_too_with_its_exact_judge(here, capsys):
     settings = sets(*TINY, "data.size=200", "train.unit=steps", "train.budget=2", "train.batch=8")
     assert twinbench("train", "twinflow", "--recipe", "shapes", *settings) == 0
     assert twinbench("eval", "twinflow", "--nfe", "1", "--bench", "geneval", "--limit", "2") == 0
-    (path,) = here.glob("results/shapes/*/geneval-nfe1.json")
+    (path,) = here.glob("results/shapes/*/geneval-nfe1-limit2.json")
     score = json.loads(path.read_text())
     assert score["judge"] == "shapes-exact/1" and score["n"] == (6 + 4) * 2 * 2
     assert 0 <= score["metrics"]["overall"]["value"] < 0.2  # two steps learn nothing
@@ -379,5 +381,5 @@ def test_eval_finds_a_recipe_file_again(here, capsys):
     assert twinbench("train", "rcgm", "--recipe", "shapes.yaml", *sets(*QUICK)) == 0
     times = sets("sample.1.times=[0.9]", "eval.benchmarks={diversity: {}}")
     assert twinbench("eval", "--nfe", "1", "--limit", "2", *times) == 0
-    (score,) = here.glob("results/shapes/rcgm-*/*-nfe1.json")
+    (score,) = here.glob("results/shapes/rcgm-*/*-nfe1-limit2.json")
     assert json.loads(score.read_text())["schedule"]["times"] == [0.9]

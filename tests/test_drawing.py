@@ -8,8 +8,8 @@ import torch
 from small import TINY, resolved
 
 from twinbench import plugins
+from twinbench.drawing import SHARD, Drawing, drawing_of
 from twinbench.errors import UserError
-from twinbench.evaluation import SHARD, Drawing, drawing_of
 from twinbench.flow import Counted, guided
 from twinbench.randomness import request_noise
 from twinbench.sampler import Plan, Schedule, plan, sample

@@ -22,7 +22,8 @@ from twinbench.baselines.rcgm import RCGM
 from twinbench.anystep import ROLES, AnyStepDraws
 from twinbench.flow import Batch, expand
 from twinbench.method import Networks, Turn
-from twinbench.twinflow import PaperDraws, TwinDraws, TwinFlow
+from twinbench.twinflow import TwinDraws, TwinFlow
+from twinbench.twinflow_paper import PaperDraws
 
 PLAIN = dict(metric="l2", clamp=None, weighting="none")
 
@@ -204,7 +205,7 @@ def test_rectification_pushes_the_samples_towards_the_data():
     assert (pull(1.0) - pull(0.0)).max() < 0
 
 
-def test_paper_form_is_still_but_for_its_fake_term():
+def test_tutorial_form_is_still_but_for_its_fake_term():
     """The tutorial noises its fake samples with the noise that made them: y is then a function of x_t, and not the
     velocity of the data. So each fake row's gradient is its expectation given x_t, and it does not vanish."""
     h = 0.0025
@@ -214,7 +215,7 @@ def test_paper_form_is_still_but_for_its_fake_term():
     z_match = torch.randn(2 * n, 3, dtype=torch.float64, generator=generator)
     draws = PaperDraws(2 * n, p.t, p.r, p.z, z_match, torch.rand(2 * n, dtype=torch.float64, generator=generator))
     student = Student()
-    method = TwinFlow(TwinFlow.Config(form="paper", h=h, clamp=None))
+    method = TwinFlow(TwinFlow.Config(form="tutorial", h=h, clamp=None))
     terms = method.loss(Networks(student, target=mean_velocity), p.batch, draws, Turn())
     any_step, real, fake = (
         torch.autograd.grad(terms.losses[name].value(), output, retain_graph=True)[0]

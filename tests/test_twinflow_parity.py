@@ -12,7 +12,8 @@ from twinbench.objectives.losses import barron, l2
 from twinbench.objectives.targets import matching_direction, recursive
 from twinbench.objectives.times import split_roles, tan_weight
 from twinbench.training.ema import Average, next_decay
-from twinbench.twinflow import PaperDraws, TwinDraws, TwinFlow
+from twinbench.twinflow import TwinDraws, TwinFlow
+from twinbench.twinflow_paper import PaperDraws
 
 OURS = {"e2e": "one_step", "mul": "local", "any": "any_step", "adv": "fake", "one": "to_zero"}
 COMPONENTS = load("twinflow_components")
@@ -120,8 +121,8 @@ def official(case):
         guidance_interval=cfg["enhanced_range"],
         target=mode,
         image_free=cfg["use_image_free"],
-        shares=shares,
-        range=cfg["consistc_ratio"],
+        shares=shares.model_dump(),
+        any_step_width=cfg["consistc_ratio"],
         times=cfg["time_dist_ctrl"],
         metric="l2" if loss["type"] == "l2" else "barron",
         barron_alpha=loss.get("alpha", 1.0),
@@ -175,10 +176,10 @@ def test_training_step_and_its_gradients(case):
 
 
 @pytest.mark.parametrize("case", load("twinflow_tutorial")["cases"], ids=lambda c: c["name"])
-def test_paper_form_and_its_gradients(case):
+def test_tutorial_form_and_its_gradients(case):
     cfg, d = case["cfg"], case["draws"]
     scale = 1 / (1 - cfg["enhanced_ratio"])
-    method = TwinFlow(TwinFlow.Config(form="paper", order=cfg["estimate_order"], cfg_scale=scale))
+    method = TwinFlow(TwinFlow.Config(form="tutorial", order=cfg["estimate_order"], cfg_scale=scale))
     student, average = Tiny(case["P"]), Average(Tiny(case["E"]), cfg["ema_decay_rate"])
     average.decay = case["cmd_before"]
     average.update(student)

@@ -80,16 +80,16 @@ class AnyStep(Method):
         clamp: float | None = Field(1.0, gt=0, description="bound of the correction; null for none")
         cfg_scale: float = Field(1.0, ge=1, description="guidance distilled into the student")
         guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="guided where lo < t < hi")
-        guide_at_one: bool = Field(False, description="guide rows at t = 1 too (official: no)")
+        guide_at_one: bool | None = Field(
+            None, description="guide rows at t = 1 too; null: if image_free (official: no)"
+        )
         target: Literal["self", "average", "pretrained"] = Field(
             "average", description="the network that gives targets"
         )
         image_free: bool = Field(False, description="train on the student's own samples instead of data")
         shares: Shares = Shares()
         local_width: float = Field(0.05, gt=0, le=1, description="largest (t - r)/t of local rows")
-        range: float = Field(
-            1.0, ge=0, le=1, description="largest (t - r)/t of any-step rows (official consistc_ratio)"
-        )
+        any_step_width: float = Field(1.0, ge=0, le=1, description="that of any-step rows (official consistc_ratio)")
         times: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="t ~ Beta(a, b) * scale")
         weighting: Literal["tan", "none"] = "tan"
         metric: Literal["barron", "l2"] = "barron"
@@ -97,7 +97,9 @@ class AnyStep(Method):
         barron_c: float = Field(1e-3, gt=0)
 
         @model_validator(mode="after")
-        def _guidance_has_a_fixed_point(self) -> AnyStep.Config:
+        def _trains_something(self) -> AnyStep.Config:
+            if self.order == 0 and not self.shares.local + self.shares.fake:
+                raise ValueError("order: 0 is flow matching, on local or fake rows; give shares.local")
             if self.image_free and self.target != "pretrained":
                 raise ValueError("image_free needs target: pretrained (the student cannot be its own only source)")
             return self
@@ -139,8 +141,8 @@ class AnyStep(Method):
         a, b, scale = c.times
         t = rng.beta("t", a, b).clamp(0, 1) * scale
         one, zero = torch.ones_like(t), torch.zeros_like(t)
-        near = t - rng.uniform("u_local") * t * min(c.local_width, c.range)
-        anywhere = t - rng.uniform("u_any") * t * c.range
+        near = t - rng.uniform("u_local") * t * min(c.local_width, c.any_step_width)
+        anywhere = t - rng.uniform("u_any") * t * c.any_step_width
         r = torch.stack([zero, near, anywhere, t, zero]).gather(0, role[None])[0]
         t = torch.where(role == ROLES.index("one_step"), one, t)
         return t.to(rng.time_dtype), r.to(rng.time_dtype)
@@ -166,8 +168,10 @@ class AnyStep(Method):
         target = self._target(networks, net, v.detach(), y, x_t, draws, fake, batch)
         weight = torch.where(fake, torch.ones_like(t), tan_weight(t, r)) if c.weighting == "tan" else torch.ones_like(t)
         rows = weight.to(v.dtype) * self.metric(v, target)
-        moved = (target - v.detach()).abs()
-        logs = {"clamped": (moved >= (c.clamp or torch.inf) - 1e-6).to(v.dtype).mean()}
+        logs = {}
+        if self._recursive and c.clamp and not fake.all():
+            moved = (target - v.detach())[~fake].abs()
+            logs["clamped"] = (moved >= c.clamp - 1e-6).to(v.dtype).mean()
         for i, role in enumerate(ROLES):
             if (here := draws.role == i).any():
                 logs[role] = rows.detach()[here].mean()
@@ -175,6 +179,12 @@ class AnyStep(Method):
             return Step(x_t, v, Term(rows, draws.rows), logs)
         kept = draws.rows_of("local", "fake")
         return Step(x_t, v, Term(rows * kept, draws.counts["local"] + draws.counts["fake"]), logs)
+
+    @property
+    def _recursive(self) -> bool:
+        """Whether targets are recursive: else the objective is flow matching."""
+        c = self.config
+        return c.order > 0 and c.any_step_width > 0 and any(getattr(c.shares, role) > 0 for role in RECURSIVE)
 
     def metric(self, pred: Tensor, target: Tensor) -> Tensor:
         if self.config.metric == "l2":
@@ -207,7 +217,8 @@ class AnyStep(Method):
         frozen one it is scale - 1. On the student's own samples the sum is v_null + scale (v_cond - v_null) itself."""
         c = self.config
         lo, hi = c.guidance_interval
-        inside = (draws.t > lo) & ((draws.t < hi) | (c.guide_at_one & (draws.t == 1)))
+        at_one = c.image_free if c.guide_at_one is None else c.guide_at_one
+        inside = (draws.t > lo) & ((draws.t < hi) | (at_one & (draws.t == 1)))
         rows = inside & ~fake
         if c.cfg_scale == 1 or not rows.any():
             return y
@@ -235,8 +246,7 @@ class AnyStep(Method):
     ) -> Tensor:
         """The recursive target on all rows but the fake ones; y where the objective is flow matching."""
         c = self.config
-        shares = c.shares.model_dump()
-        if c.order == 0 or c.range == 0 or not any(shares[role] for role in RECURSIVE) or fake.all():
+        if not self._recursive or fake.all():
             return y
         net = networks.student if c.target == "pretrained" else net  # a frozen network never learns to hop
         rows = ~fake

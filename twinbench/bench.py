@@ -42,64 +42,77 @@ def bench(
     sets: Sequence[str],
     runs: Path,
     results: Path,
-) -> None:
-    """Train and judge every label and seed. Raises UserError before any work if a label or setting is wrong, WorkError
-    if some run failed; the others are finished first."""
+) -> str:
+    """Train and judge every label and seed; returns the recipe's name. Raises UserError before any work if a label or
+    setting is wrong, WorkError if some run failed; the others are finished first."""
     loaded = recipes.load(recipe, list(sets))
     chosen = list(loaded.methods) if labels in (None, ["all"]) else list(labels or [])
-    for label in chosen:
-        recipes.resolve(loaded, label)
+    trained = {label: recipes.resolve(loaded, label).train.budget > 0 for label in chosen}
     over = list(sets)
     if from_scratch:
-        over.append(f"backbone.weights={train_teacher(recipe, runs)}")
-    # The teacher is not trained: another seed of it would be the same run.
-    jobs = [Job(recipe, c, s, tuple(over)) for s in range(seeds) for c in chosen if s == 0 or trains(loaded, c)]
+        over.append(f"backbone.weights={train_teacher(loaded.name, runs)}")
+    # What is not trained is the same for every seed.
+    jobs = [Job(recipe, label, s, tuple(over)) for s in range(seeds) for label in chosen if s == 0 or trained[label]]
+    failed = _side_by_side(jobs, workers or len(os.sched_getaffinity(0)), limit, runs, results)
+    if failed:
+        raise WorkError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(failed))
+    return loaded.name
+
+
+def _side_by_side(jobs: Sequence[Job], workers: int, limit: int | None, runs: Path, results: Path) -> list[str]:
+    """Run all jobs; returns what failed. An interrupt ends the processes that run, and starts no other."""
     failed = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        futures = {pool.submit(run, job, limit, runs, results): job for job in jobs}
+    live: set[subprocess.Popen[str]] = set()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(run, job, limit, runs, results, live): job for job in jobs}
         for done, future in enumerate(as_completed(futures), 1):
             job, error = futures[future], future.exception()
+            if isinstance(error, UserError):
+                raise error
             if error:
                 failed.append(f"{job.title}: {error}")
             say(f"[{job.title}] {'failed' if error else 'done'}  ({done} of {len(jobs)})")
-    if failed:
-        raise WorkError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(failed))
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(live):
+            process.terminate()
+        raise
+    pool.shutdown()
+    return failed
 
 
-def trains(recipe: recipes.Recipe, label: str) -> bool:
-    return recipes.resolve(recipe, label).train.budget > 0
-
-
-def train_teacher(recipe: str, runs: Path) -> Path:
+def train_teacher(name: str, runs: Path) -> Path:
     """Train the recipe's teacher from random weights; returns its weights."""
-    name = f"{recipe}-teacher"
-    if name not in recipes.shipped():
-        raise UserError(f"recipe {recipe!r} has no teacher to train (there is no recipe {name!r})")
-    folder = command("teacher", ["train", "flow-matching", "--recipe", name, "--runs", str(runs)])
+    teacher = f"{name}-teacher"
+    if teacher not in recipes.shipped():
+        raise UserError(f"recipe {name!r} has no teacher to train (there is no recipe {teacher!r})")
+    folder = command("teacher", ["train", "flow-matching", "--recipe", teacher, "--runs", str(runs)], set())
     return Path(folder) / "weights.safetensors"
 
 
-def run(job: Job, limit: int | None, runs: Path, results: Path) -> None:
+def run(job: Job, limit: int | None, runs: Path, results: Path, live: set[subprocess.Popen[str]]) -> None:
     """Train one run and judge it; both go on from what is there."""
     sets = [word for item in job.sets for word in ("--set", item)]
-    shared = ["--recipe", job.recipe, "--runs", str(runs), *sets]
-    folder = command(job.title, ["train", job.label, "--seed", str(job.seed), *shared])
+    words = ["train", job.label, "--seed", str(job.seed), "--recipe", job.recipe, "--runs", str(runs), *sets]
+    folder = command(job.title, words, live)
     limited = ["--limit", str(limit)] if limit else []
-    command(job.title, ["eval", folder, "--results", str(results), *limited, *shared])
+    command(job.title, ["eval", folder, "--runs", str(runs), "--results", str(results), *limited, *sets], live)
 
 
-def command(title: str, words: Sequence[str]) -> str:
-    """Run twinbench in a process of its own; its progress is told under a title. Returns the last line that it prints.
+def command(title: str, words: Sequence[str], live: set[subprocess.Popen[str]]) -> str:
+    """Run twinbench in a process of its own, held in `live` meanwhile; its progress is told under a title. Returns the
+    last line that it prints.
 
-    Raises WorkError with its error if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    Raises with its error if it fails: UserError for bad input, WorkError for a failure at work."""
     process = subprocess.Popen(
         [sys.executable, "-m", "twinbench", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    live.add(process)
     assert process.stdout and process.stderr
     last = ""
     try:
@@ -108,11 +121,13 @@ def command(title: str, words: Sequence[str]) -> str:
             say(f"[{title}] {line.rstrip()}")
         printed = process.stdout.read().split("\n")
         code = process.wait()
-    except BaseException:
-        process.terminate()
-        raise
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        live.discard(process)
     if code:
-        raise WorkError(last.removeprefix("error: ") or f"{words[0]} ended with code {code}")
+        message = last.removeprefix("error: ") or f"{words[0]} ended with code {code}"
+        raise UserError(message) if code == 2 else WorkError(message)
     return next(line for line in reversed(printed) if line)
 
 

@@ -67,8 +67,8 @@ def bench(
     """
     from twinbench import bench as work
 
-    work.bench(recipe, words(methods), seeds, workers, from_scratch, limit, sets or [], runs, results)
-    report(recipe=recipe, results=results)
+    name = work.bench(recipe, words(methods), seeds, workers, from_scratch, limit, sets or [], runs, results)
+    report(recipe=name, results=results)
 
 
 @app.command()
@@ -91,20 +91,21 @@ def train(
     resolved = recipes.resolve(recipes.load(recipe, sets), method, seed)
     import torch
 
+    from twinbench.run import alone
     from twinbench.training.start import measured, start
 
     torch.set_num_threads(threads)
     run, trainer = start(resolved, runs, fresh=fresh)
-    if trainer.finished and (run.folder / "run.json").exists():
-        typer.echo(run.folder)
-        return
-    with bar(f"train {method} seed {seed}") as show:
+    with alone(run.folder), bar(f"train {method} seed {seed}") as show:
+        if not run.finished:
+            run.write(**measured(trainer))
         show(trainer.progress)
         for row in trainer:
             pace = row["seconds"] / row["step"]
             show(row["progress"], f"step {row['step']}  {pace:.3f} s/step")
         show(1.0)
-    run.write(**measured(trainer))
+        if not run.finished:
+            run.write(**measured(trainer))
     typer.echo(run.folder)
 
 
@@ -137,9 +138,9 @@ def evaluate(
     from twinbench.evaluation import evaluate_run
 
     torch.set_num_threads(threads)
-    chosen = folders.find(runs, run, recipe) if run else folders.every(runs, recipe)
+    chosen = folders.find(runs, run, recipe) if run else folders.finished(runs, recipe)
     if not chosen:
-        raise UserError(f"no runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
+        raise UserError(f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
     for folder in chosen:
         with bar(f"eval {folder.name}") as show:
             for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):

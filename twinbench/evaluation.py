@@ -1,8 +1,6 @@
 """draw -> judge -> summarize, each of which can be stopped, resumed and repeated alone.
 
-Samples are drawn once for a drawing, which is {weights, schedule, prompts}, and stored as they come; judging again
-draws nothing. Noise belongs to the request, so methods, numbers of evaluations and batch sizes all start from the
-same one, and the network always sees chunks of one size, since kernels round differently for others.
+`drawing` draws and stores; judging again draws nothing.
 """
 
 from __future__ import annotations
@@ -12,90 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from twinbench import plugins
 from twinbench import recipe as recipes
 from twinbench import run as run_files
-from twinbench.backbones.base import Backbone
 from twinbench.benchmarks.base import Benchmark, Evidence
-from twinbench.benchmarks.fidelity import Fidelity
 from twinbench.data.base import Request
+from twinbench.drawing import Drawing, drawing_of
 from twinbench.errors import UserError, unknown
-from twinbench.flow import Counted, guided
-from twinbench.randomness import request_noise
 from twinbench.recipe import Resolved, digest
 from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
-from twinbench.sampler import Plan, plan, sample
+from twinbench.sampler import plan
 from twinbench.statistics import standard_error
-from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.start import trained
-
-SHARD = 128  # samples a file
-
-
-# ---- draw ----
-
-
-class Drawing:
-    """Stored samples of one drawing: files of up to SHARD samples, each with its request keys; drawn ones are kept."""
-
-    def __init__(self, folder: Path, backbone: Backbone, plan: Plan, prompts: str, chunk: int) -> None:
-        self.folder, self.backbone, self.plan, self.prompts, self.chunk = folder, backbone, plan, prompts, chunk
-
-    def draw(self, requests: Sequence[Request]) -> Iterator[int]:
-        """Draw what is missing, shard by shard; yields how many samples are done."""
-        held = self._held()
-        todo = [r for r in requests if (r.key, r.copy) not in held]
-        done = len(requests) - len(todo)
-        yield done
-        for start in range(0, len(todo), SHARD):
-            shard = todo[start : start + SHARD]
-            samples = torch.cat([self._chunk(shard[i : i + self.chunk]) for i in range(0, len(shard), self.chunk)])
-            keys = [(r.key, r.copy) for r in shard]
-            save_tensors(self.folder / f"{digest(keys)[:16]}.safetensors", {"samples": samples}, {"keys": keys})
-            done += len(shard)
-            yield done
-
-    def _chunk(self, requests: Sequence[Request]) -> Tensor:
-        """Samples of up to `chunk` requests, drawn in a batch of exactly `chunk` rows."""
-        padded = [*requests, *[requests[-1]] * (self.chunk - len(requests))]
-        cond = self.backbone.encode([r.prompt for r in padded])
-
-        def noise(name: str) -> Tensor:
-            return torch.stack([request_noise(self.backbone.shape, self.prompts, r.key, r.copy, name) for r in padded])
-
-        counted = Counted(self.backbone)
-        velocity = guided(counted, self.backbone.null(self.chunk), self.plan.guidance)
-        x = sample(velocity, noise("init"), cond, self.plan.schedule, lambda i: noise(str(i)))
-        if counted.calls != self.plan.nfe:
-            raise RuntimeError(f"asked for {self.plan.nfe} evaluations, counted {counted.calls}")
-        return self.backbone.pixels(x)[: len(requests)]
-
-    def _held(self) -> set[tuple[str, int]]:
-        """The requests whose samples lie in the folder."""
-        files = sorted(self.folder.glob("*.safetensors"))
-        return {(key, copy) for file in files for key, copy in read_tensors(file)[1]["keys"]}
-
-    def read(self, requests: Sequence[Request]) -> Tensor:
-        """The stored samples of the requests, in their order. Raises UserError naming one that is not there."""
-        found: dict[tuple[str, int], Tensor] = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
-            tensors, metadata = read_tensors(file)
-            rows = zip(metadata["keys"], tensors["samples"], strict=True)
-            found |= {(key, copy): row for (key, copy), row in rows}
-        for r in requests:
-            if (r.key, r.copy) not in found:
-                raise UserError(f"no sample of {r.key!r}, copy {r.copy} in {self.folder}; run twinbench eval again")
-        return torch.stack([found[r.key, r.copy] for r in requests])
-
-
-def drawing_of(run: dict[str, Any], backbone: Backbone, plan: Plan, prompts: str, chunk: int, images: Path) -> Drawing:
-    """The drawing of a run under a plan; its folder is named by all that the samples depend on."""
-    key = {"weights": run["weights_sha256"], "schedule": plan.as_dict(), "prompts": prompts, "chunk": chunk}
-    return Drawing(images / f"nfe{plan.nfe}-{digest(key)[:16]}", backbone, plan, prompts, chunk)
-
 
 # ---- judge, summarize ----
 
@@ -113,15 +39,18 @@ def benchmarks(resolved: Resolved, names: Sequence[str] | None = None) -> list[B
     return made
 
 
-def score(
-    folder: Path, run: dict[str, Any], benchmark: Benchmark, drawing: Drawing, requests: Sequence[Request]
-) -> Path:
+def stem_of(benchmark: Benchmark, drawing: Drawing, limit: int | None) -> str:
+    """The name of a score's files; a quick look with a limit never takes the place of the whole."""
+    return f"{benchmark.name}-nfe{drawing.plan.nfe}" + (f"-limit{limit}" if limit else "")
+
+
+def score(folder: Path, run: dict[str, Any], benchmark: Benchmark, drawing: Drawing, limit: int | None) -> Path:
     """Judge the stored samples and write the score, its evidence and run.json into the results folder of the run."""
-    start = time.perf_counter()
+    start, requests = time.perf_counter(), benchmark.requests(limit)
     evidence = benchmark.judge(drawing.read(requests), requests)
     values = benchmark.summarize(evidence)
-    stem = f"{benchmark.name}-nfe{drawing.plan.nfe}"
-    _write_evidence(folder, stem, benchmark, evidence, requests)
+    stem = stem_of(benchmark, drawing, limit)
+    _write_evidence(folder, stem, benchmark, evidence)
     path = folder / f"{stem}.json"
     write_json(folder / "run.json", run)
     write_json(
@@ -153,16 +82,13 @@ def _metric(benchmark: Benchmark, evidence: Evidence, name: str, value: float) -
     return {"value": value, "se": standard_error(metric, evidence.items), "n": len(rows)}
 
 
-def _write_evidence(
-    folder: Path, stem: str, benchmark: Benchmark, evidence: Evidence, requests: Sequence[Request]
-) -> None:
+def _write_evidence(folder: Path, stem: str, benchmark: Benchmark, evidence: Evidence) -> None:
     if evidence.items:
         write_items(folder / f"{stem}.items.jsonl.gz", evidence.items)
-    if evidence.features is not None and isinstance(benchmark, Fidelity):
-        keys = [r.key for r in requests if r.split == "evaluation"]
-        write_features(folder / f"{stem}.features.npz", evidence.features, keys)
-        reference = folder.parent / f"{benchmark.name}-reference.npz"
-        write_reference(reference, benchmark.reference(), benchmark.judge_name)
+    if evidence.features is not None:
+        write_features(folder / f"{stem}.features.npz", evidence.features, evidence.keys)
+    if evidence.reference is not None:
+        write_reference(folder.parent / f"{benchmark.name}-reference.npz", evidence.reference, benchmark.judge_name)
 
 
 def prompts_of(name: str, requests: Sequence[Request]) -> str:
@@ -194,7 +120,7 @@ def evaluate_run(
     made = benchmarks(resolved, names)
     plans = [plan(resolved, nfe) for nfe in budgets]
     backbone = trained(resolved, folder / "weights.safetensors")
-    target = results / folder.parent.name / folder.name
+    target = results / record["recipe"] / run_files.name_of(record)
     world = resolved.data.kind
     cost = sum(p.nfe for p in plans)
     done = 0
@@ -202,18 +128,24 @@ def evaluate_run(
         drawing = drawing_of(record, backbone, p, world, resolved.eval.chunk, folder / "images")
         for benchmark in made:
             requests = benchmark.requests(limit)
-            if not again and stands(target, benchmark, drawing, requests):
+            if not again and stands(target, benchmark, drawing, limit):
                 continue
+            start, first = time.perf_counter(), -1
             for count in drawing.draw(requests):
-                yield (done + p.nfe * count / len(requests)) / cost, f"NFE {p.nfe}"
-            score(target, record, benchmark, drawing, requests)
+                first = count if first < 0 else first
+                pace = (count - first) / max(time.perf_counter() - start, 1e-9)
+                yield (done + p.nfe * count / len(requests)) / cost, f"NFE {p.nfe}  {pace:.0f} images/s"
+            score(target, record, benchmark, drawing, limit)
         done += p.nfe
         yield done / cost, f"NFE {p.nfe}"
 
 
 def current(record: dict[str, Any], sets: Sequence[str]) -> Resolved:
     """A run's settings, with `sample` and `eval` as its recipe says them today: neither retrains anything."""
-    stored = Resolved.model_validate(record["resolved"])
+    try:
+        stored = Resolved.model_validate(record["resolved"])
+    except ValueError:
+        raise UserError(f"run.json of {record['label']!r} was written by another version; train it again") from None
     try:
         today = recipes.resolve(recipes.load(stored.source or stored.recipe, list(sets)), stored.label, stored.seed)
     except UserError:
@@ -223,16 +155,16 @@ def current(record: dict[str, Any], sets: Sequence[str]) -> Resolved:
     return stored.model_copy(update={"sample": today.sample, "eval": today.eval})
 
 
-def stands(target: Path, benchmark: Benchmark, drawing: Drawing, requests: Sequence[Request]) -> bool:
-    """Whether this very score is in the results already."""
-    path = target / f"{benchmark.name}-nfe{drawing.plan.nfe}.json"
-    if not path.exists():
+def stands(target: Path, benchmark: Benchmark, drawing: Drawing, limit: int | None) -> bool:
+    """Whether this very score is in the results already; one that cannot be read is made anew."""
+    try:
+        old = read_json(target / f"{stem_of(benchmark, drawing, limit)}.json")
+    except (FileNotFoundError, ValueError):
         return False
-    old = read_json(path)
     new = {
         "drawing": drawing.folder.name,
         "judge": benchmark.judge_name,
         "version": benchmark.version,
-        "prompts": prompts_of(drawing.prompts, requests),
+        "prompts": prompts_of(drawing.prompts, benchmark.requests(limit)),
     }
     return all(old.get(key) == value for key, value in new.items())

@@ -8,17 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from twinbench.flow import Batch, Hop, Velocity
 from twinbench.randomness import Rng
+from twinbench.settings import Strict
 
-
-class Strict(BaseModel):
-    """Settings: frozen, and a misspelt name is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+__all__ = ["Draws", "Method", "Networks", "Strict", "Term", "Terms", "Turn"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +37,18 @@ class Networks:
 
 @dataclass(frozen=True)
 class Turn:
-    """Whose update this is. step counts student updates; progress in [0, 1] is the share of the budget used."""
+    """Whose update this is. step counts student updates; progress in [0, 1] is the share of the budget used. repeat:
+    how many turns of this name the step has had before."""
 
     name: str = "student"
     step: int = 0
     progress: float = 0.0
+    repeat: int = 0
+
+    @property
+    def key(self) -> str:
+        """The turn's part in the key of its random numbers: repeated turns draw their own."""
+        return f"{self.name}.{self.repeat}" if self.repeat else self.name
 
 
 @dataclass(frozen=True)

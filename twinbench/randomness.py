@@ -18,8 +18,11 @@ from torch import Tensor
 
 def seed_of(*parts: object) -> int:
     """63 bits of sha256 over the parts, joined by a zero byte."""
-    digest = sha256("\0".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return _eight_bytes(*parts) >> 1
+
+
+def _eight_bytes(*parts: object) -> int:
+    return int.from_bytes(sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
 def normal(shape: Sequence[int], *parts: object) -> Tensor:
@@ -32,8 +35,9 @@ def permutation(n: int, *parts: object) -> Tensor:
 
 
 def request_noise(shape: Sequence[int], prompts: str, key: str, copy: int, name: str = "init") -> Tensor:
-    """The noise of one request; `name` is "init", or the number of a renoising."""
-    return normal(shape, prompts, key, copy, name)
+    """The noise of one request, float32 from a CPU generator seeded by the first 8 bytes of
+    sha256("prompts\\0key\\0copy\\0name"); `name` is "init", or the number of a renoising."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(_eight_bytes(prompts, key, copy, name)))
 
 
 class Rng:

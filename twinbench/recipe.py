@@ -10,22 +10,18 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from twinbench import plugins
 from twinbench.errors import UserError, unknown
+from twinbench.settings import Strict, validate
 
-REQUIRED = "???"
 Name = Annotated[str, Field(pattern=r"^\w[^/\\]*$")]  # of a folder
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Named(BaseModel):
@@ -47,7 +43,7 @@ class DataSection(Named):
     kind: str
 
 
-class Train(Section):
+class Train(Strict):
     budget: int = Field(ge=0)
     unit: Literal["passes", "steps", "images"] = Field("passes", description="network passes are the fair axis")
     batch: int = Field(64, ge=1)
@@ -66,7 +62,7 @@ class Train(Section):
     keep: int = Field(2, ge=1, description="checkpoints kept")
 
 
-class Sample(Section):
+class Sample(Strict):
     """How one number of network evaluations is spent."""
 
     steps: int | None = Field(None, ge=1)
@@ -86,25 +82,25 @@ class Sample(Section):
         return self
 
 
-class Evaluation(Section):
+class Evaluation(Strict):
     nfe: tuple[Count, ...] = Field((1, 2, 4), min_length=1)
-    benchmarks: dict[str, dict[str, Any]] = {}
+    benchmarks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     chunk: int = Field(16, ge=1, description="rows of every network call; images depend on it in the last bit")
 
 
-class Recipe(Section):
+class Recipe(Strict):
     name: Name
     source: str = Field("", description="the file it was read from; empty for a shipped one")
     description: str = ""
     backbone: BackboneSection
     data: DataSection
     train: Train
-    sample: dict[Count, Sample] = {}
+    sample: dict[Count, Sample] = Field(default_factory=dict)
     eval: Evaluation = Evaluation()
     methods: dict[Name, dict[str, Any]]
 
 
-class Resolved(Section):
+class Resolved(Strict):
     """One method under a recipe: the shared sections with the block's own laid over them."""
 
     recipe: str
@@ -196,37 +192,6 @@ def _override(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 def _key(part: str) -> Any:
     return int(part) if part.isdigit() else part
-
-
-def missing(tree: Any, path: str = "") -> list[str]:
-    """The dotted keys whose value is still ???."""
-    if isinstance(tree, dict):
-        return [key for k, v in tree.items() for key in missing(v, f"{path}.{k}" if path else str(k))]
-    return [path] if tree == REQUIRED else []
-
-
-def validate(model: Any, tree: dict[str, Any], where: str) -> Any:
-    if holes := missing(tree):
-        raise UserError(f"{where} needs a value for {holes[0]} (--set {holes[0]}=...)")
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_sentence(error.errors()[0], model, where)) from None
-
-
-def _sentence(problem: Any, model: Any, where: str) -> str:
-    """The first problem of a validation, in words, with a near name for a misspelt one."""
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        for part in problem["loc"][:-1]:
-            field = getattr(model, "model_fields", {}).get(part)
-            model = field.annotation if field is not None else (get_args(model) or (model,))[-1]  # a dict's values
-        parent, known = ".".join(map(str, problem["loc"][:-1])), list(getattr(model, "model_fields", {}))
-        error = unknown("setting", str(problem["loc"][-1]), known, f"known: {', '.join(known)}")
-        return f"{where}: {parent + ': ' if parent else ''}{error}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
-    return f"{where}: {key + ': ' if key else ''}{message}{given}"
 
 
 # ---- one method ----

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,11 @@ class Record:
     folder: Path
     run: dict[str, Any]
     score: dict[str, Any]
+    stem: str  # of the score's files
 
     def beside(self, suffix: str) -> Path:
         """The file of evidence: suffix is "items.jsonl.gz" or "features.npz"."""
-        return self.folder / f"{self.score['benchmark']}-nfe{self.score['nfe']}.{suffix}"
+        return self.folder / f"{self.stem}.{suffix}"
 
     def items(self) -> list[dict[str, Any]] | None:
         """The item rows, None where they were not kept."""
@@ -56,16 +58,16 @@ class Record:
         path = self.beside("features.npz")
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            return file["features"], file["keys"]
+        file = _arrays(path)
+        return file["features"], file["keys"]
 
     def reference(self) -> np.ndarray | None:
         """The features [m, d] of the recipe's real data under the same judge, None where there are none."""
         path = self.folder.parent / f"{self.score['benchmark']}-reference.npz"
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            return file["features"] if str(file["judge"]) == self.score["judge"] else None
+        file = _arrays(path)
+        return file["features"] if str(file["judge"]) == self.score["judge"] else None
 
 
 # ---- writing ----
@@ -107,6 +109,14 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def _unpacked(path: Path) -> str:
     try:
         return gzip.decompress(path.read_bytes()).decode()
@@ -123,7 +133,7 @@ def records(path: str | Path) -> Iterator[Record]:
         run = _checked(file, RUN, (*IDENTITY, *COSTS))
         for score in sorted(file.parent.glob("*-nfe*.json")):
             empty = False
-            yield Record(file.parent, run, _checked(score, SCORE, (*ASKED, "copies", "metrics")))
+            yield Record(file.parent, run, _checked(score, SCORE, (*ASKED, "copies", "metrics")), score.stem)
     if empty:
         raise FileNotFoundError(f"no results under {root}; twinbench eval writes them")
 

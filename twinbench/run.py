@@ -6,11 +6,13 @@ runs/<recipe>/<label>-<fingerprint>/
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +26,7 @@ from twinbench.files import write_json, write_text
 from twinbench.recipe import Resolved, digest
 
 SHOWN = 10  # characters of a fingerprint in a folder's name
+NEEDED = ("label", "fingerprint", "seed", "recipe", "resolved", "steps", "network_passes", "weights_sha256", "finished")
 PACKAGES = ("twinbench", "torch", "numpy", "scipy", "diffusers", "transformers", "pydantic")
 
 
@@ -46,6 +49,14 @@ class Run:
         """The fingerprint without the seed."""
         identity = self.resolved.identity(self.weights, self.data)
         return digest({key: value for key, value in identity.items() if key != "seed"})
+
+    @property
+    def finished(self) -> bool:
+        """Whether run.json says so."""
+        try:
+            return bool(read(self.folder)["finished"])
+        except UserError:
+            return False
 
     @property
     def name(self) -> str:
@@ -90,35 +101,65 @@ class Run:
         write_json(self.folder / "run.json", self.record(**measured))
 
 
+def name_of(record: dict[str, Any]) -> str:
+    """The folder's name of a run by its record."""
+    return f"{record['label']}-{record['fingerprint'][:SHOWN]}"
+
+
 def read(folder: Path) -> dict[str, Any]:
     """run.json of a folder. Raises UserError if there is none or it is damaged."""
+    path = folder / "run.json"
     try:
-        return json.loads((folder / "run.json").read_text())
+        record = json.loads(path.read_text())
+        if record["schema"] == "twinbench.run/1" and {*NEEDED} <= {*record}:
+            return record
     except FileNotFoundError:
         raise UserError(f"{folder} holds no run.json; twinbench train writes one") from None
-    except json.JSONDecodeError:
-        raise UserError(f"{folder / 'run.json'} is damaged; delete it and run twinbench train again") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is damaged; delete it and run twinbench train again")
 
 
 def every(root: Path, recipe: str | None = None) -> list[Path]:
     """The folders of all runs, by name."""
-    return sorted(path.parent for path in root.glob(f"{recipe or '*'}/*/run.json"))
+    folders = sorted(path.parent for path in root.glob("*/*/run.json"))
+    return [folder for folder in folders if recipe in (None, folder.parent.name)]
+
+
+def finished(root: Path, recipe: str | None = None) -> list[Path]:
+    """The folders of finished runs, by name."""
+    return [folder for folder in every(root, recipe) if read(folder)["finished"]]
 
 
 def find(root: Path, names: Iterable[str], recipe: str | None = None) -> list[Path]:
-    """Folders by path, label, or the start of a fingerprint or of a folder's name. Raises UserError for one not
-    found."""
-    known = every(root, recipe)
+    """Folders by path, label, folder's name, or the start of a fingerprint (6 characters or more). Raises UserError for
+    one not found."""
+    known = {folder: read(folder) for folder in every(root, recipe)}
     chosen = []
     for name in names:
         if (Path(name) / "run.json").is_file():
-            chosen.append(Path(name))
+            chosen.append(Path(name).resolve())
             continue
-        found = [f for f in known if f.name.startswith(name) or read(f)["fingerprint"].startswith(name)]
+        found = [f for f, record in known.items() if name in (record["label"], f.name) or _begins(record, name)]
         if not found:
             raise UserError(f"run {name!r} not found under {root} (twinbench list runs)")
         chosen += found
     return chosen
+
+
+def _begins(record: dict[str, Any], name: str) -> bool:
+    return len(name) >= 6 and record["fingerprint"].startswith(name)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder. Raises UserError if another process does."""
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains {folder}; wait for it, or stop it") from None
+        yield
 
 
 def environment() -> dict[str, Any]:

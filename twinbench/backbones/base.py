@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from twinbench import plugins
 from twinbench.flow import Cond
-from twinbench.method import Strict
+from twinbench.settings import Strict
 
 
 class Backbone(nn.Module, ABC):

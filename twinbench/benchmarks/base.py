@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from twinbench.data.base import Request, World
-from twinbench.method import Strict
+from twinbench.settings import Strict
 from twinbench.statistics import Metric, evaluate
 
 Item = dict[str, Any]
@@ -22,10 +22,13 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a judge said: one row an image or question, or features [n, d] where the score belongs to the whole set."""
+    """What a judge said: one row an image or question; or, where the score belongs to the whole set, features [n, d]
+    with the request key of each, and those [m, d] of the real samples that they are compared with."""
 
     items: list[Item] = field(default_factory=list)
     features: np.ndarray | None = None
+    keys: list[str] = field(default_factory=list)
+    reference: np.ndarray | None = None
 
 
 class Benchmark(ABC):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from twinbench.benchmarks.base import Benchmark, Evidence
@@ -28,14 +26,13 @@ class Fidelity(Benchmark):
         return features_of(self.world).name
 
     def judge(self, samples: Tensor, requests: Sequence[Request]) -> Evidence:
-        seen = torch.tensor([request.split == "evaluation" for request in requests])
-        return Evidence(features=features_of(self.world)(samples[seen]))
-
-    def reference(self) -> np.ndarray:
-        """The features [m, d] of real samples of the world's evaluation prompts."""
-        return features_of(self.world)(self.world.pixels(self.world.real()))
+        features = features_of(self.world)
+        seen = [i for i, request in enumerate(requests) if request.split == "evaluation"]
+        keys = [requests[i].key for i in seen]
+        reference = features(self.world.pixels(self.world.real()))
+        return Evidence(features=features(samples[seen]), keys=keys, reference=reference)
 
     def summarize(self, evidence: Evidence) -> dict[str, float]:
-        assert evidence.features is not None
-        reference = self.reference()
-        return {"fd": frechet(evidence.features, reference), "kid": kernel_distance(evidence.features, reference)}
+        a, b = evidence.features, evidence.reference
+        assert a is not None and b is not None
+        return {"fd": frechet(a, b), "kid": kernel_distance(a, b)}

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twinbench.method import Strict
+from twinbench.settings import Strict
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,6 @@ class World(ABC):
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
         self.x, self.prompts, self.labels = self.make(config)
-        self.ids, rows = np.unique(np.array(self.prompts), return_inverse=True)
-        self.tokens_of = torch.tensor([self.tokens(str(p)) for p in self.ids])[torch.from_numpy(rows)]
 
     @abstractmethod
     def make(self, config: WorldConfig) -> tuple[Tensor, list[str], Tensor]:

@@ -94,8 +94,9 @@ class Trainer:
         start, cpu = time.perf_counter(), time.process_time()
         before = sum(counter.passes for counter in self.counters)
         row: dict[str, Any] = {"step": self.state.step + 1}
-        for name in self.method.turns(self.state.step):
-            row |= self._turn(Turn(name, self.state.step, self.progress))
+        turns = self.method.turns(self.state.step)
+        for i, name in enumerate(turns):
+            row |= self._turn(Turn(name, self.state.step, self.progress, turns[:i].count(name)))
         state = self.state
         state.step += 1
         state.images += self.train.batch
@@ -136,7 +137,7 @@ class Trainer:
         for start in range(0, total, size):
             held = range(start, min(start + size, total))
             batch = self.loader.batch(turn.step, held, total)
-            rng = Rng(self.seed, turn.step, turn.name, held, total, self.backbone.shape)
+            rng = Rng(self.seed, turn.step, turn.key, held, total, self.backbone.shape)
             draws = self.method.draw(batch, rng, turn)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.train.precision == "bfloat16"):
                 terms = self.method.loss(self.networks, batch, draws, turn)

@@ -16,7 +16,8 @@ from twinbench.errors import UserError
 from twinbench.flow import Counted
 from twinbench.method import Method, Networks
 from twinbench.randomness import seed_of
-from twinbench.recipe import BackboneSection, DataSection, Train, validate
+from twinbench.recipe import BackboneSection, DataSection, Train
+from twinbench.settings import validate
 from twinbench.training.ema import Average
 
 
@@ -98,7 +99,11 @@ def weights_file(section: BackboneSection, data: DataSection, runs: Path) -> Pat
             raise UserError(f"no weights are shipped for {data.kind!r}; set backbone.weights: none, or a file")
         return path
     if name.startswith("run:"):
-        folder = run.find(runs, [name.removeprefix("run:")])[0]
+        folder, *others = run.find(runs, [name.removeprefix("run:")])
+        if others:
+            raise UserError(
+                f"weights {name!r} may mean {folder.name} or {others[0].name}; give more of the fingerprint"
+            )
         path = folder / "weights.safetensors"
         if not path.is_file():
             raise UserError(f"run {folder.name} is not finished; train it first")

@@ -22,10 +22,12 @@ COLUMNS, GAP = 12, 4
 
 def preview(path: Path, network: torch.nn.Module, backbone: Backbone, world: World, plans: Sequence[Plan]) -> None:
     """Write a picture: rows = plans, columns = evaluation prompts from all tasks, the same noise in every row."""
+    training = network.training
     network.eval()
     every = world.requests("evaluation")
     requests = every[:: max(1, len(every) // COLUMNS)][:COLUMNS]
     rows = [np.concatenate(list(_padded(_row(network, backbone, world, plan, requests))), 1) for plan in plans]
+    network.train(training)
     image = Image.fromarray(np.concatenate(rows, 0))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

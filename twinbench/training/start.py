@@ -32,11 +32,12 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
     if backbone.shape != world.shape:
         raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {world.name!r} {world.shape}")
     method = kind(kind.Config.model_validate(resolved.config))
-    plans = [plan(resolved, nfe) for nfe in sorted({*resolved.eval.nfe, *resolved.sample}) if nfe <= SHOWN]
+    plans = [plan(resolved, nfe) for nfe in sorted({*resolved.eval.nfe, *resolved.sample})]
+    shown = [p for p in plans if p.nfe <= SHOWN] or plans[:1]
     if fresh and run.folder.exists():  # only now: bad input deletes nothing
         shutil.rmtree(run.folder)
     folder = run.open()
-    return run, Trainer(folder, method, backbone, world, resolved.train, resolved.seed, plans)
+    return run, Trainer(folder, method, backbone, world, resolved.train, resolved.seed, shown)
 
 
 def initial(resolved: Resolved, weights: Path | None) -> Backbone:

@@ -1,0 +1,48 @@
+"""Settings, checked: what a recipe, a method or a benchmark may be told, and problems in words. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from twinbench.errors import UserError, unknown
+
+REQUIRED = "???"
+
+
+class Strict(BaseModel):
+    """Settings: frozen, and a misspelt name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def missing(tree: Any, path: str = "") -> list[str]:
+    """The dotted keys whose value is still ???."""
+    if isinstance(tree, dict):
+        return [key for k, v in tree.items() for key in missing(v, f"{path}.{k}" if path else str(k))]
+    return [path] if tree == REQUIRED else []
+
+
+def validate(model: Any, tree: dict[str, Any], where: str) -> Any:
+    if holes := missing(tree):
+        raise UserError(f"{where} needs a value for {holes[0]} (--set {holes[0]}=...)")
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], model, where)) from None
+
+
+def _sentence(problem: Any, model: Any, where: str) -> str:
+    """The first problem of a validation, in words, with a near name for a misspelt one."""
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        for part in problem["loc"][:-1]:
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field is not None else (get_args(model) or (model,))[-1]  # a dict's values
+        parent, known = ".".join(map(str, problem["loc"][:-1])), list(getattr(model, "model_fields", {}))
+        error = unknown("setting", str(problem["loc"][-1]), known, f"known: {', '.join(known)}")
+        return f"{where}: {parent + ': ' if parent else ''}{error}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+    return f"{where}: {key + ': ' if key else ''}{message}{given}"
