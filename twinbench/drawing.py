@@ -23,6 +23,7 @@ from twinbench.recipe import digest
 from twinbench.sampler import Plan, sample
 from twinbench.tensors import read_tensors, save_tensors
 
+SCHEMA = "twinbench.drawing/1"
 SHARD = 128  # samples a file
 Name = tuple[str, int, str]  # key, copy, prompt
 
@@ -89,5 +90,11 @@ def _name(request: Request) -> Name:
 
 def drawing_of(run: dict[str, Any], backbone: Backbone, plan: Plan, prompts: str, chunk: int, images: Path) -> Drawing:
     """The drawing of a run under a plan; its folder is named by all that the samples depend on."""
-    key = {"weights": run["weights_sha256"], "schedule": plan.as_dict(), "prompts": prompts, "chunk": chunk}
+    key = {
+        "schema": SCHEMA,
+        "weights": run["weights_sha256"],
+        "schedule": plan.as_dict(),
+        "prompts": prompts,
+        "chunk": chunk,
+    }
     return Drawing(images / f"nfe{plan.nfe}-{digest(key)[:16]}", backbone, plan, prompts, chunk)
