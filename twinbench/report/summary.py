@@ -70,6 +70,7 @@ class Board:
     benchmark: str
     version: str
     judge: str
+    asked: str  # how many images of which prompts
     headlines: tuple[Headline, ...]
     tasks: tuple[str, ...]  # the metrics of one task each, in the benchmark's order
     rows: list[str]  # the teacher's first
@@ -166,6 +167,7 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
     out = Board(
         recipe=first.run["recipe"],
         **{name: str(first.score[name]) for name in ("benchmark", "version", "judge")},  # type: ignore[arg-type]
+        asked=" ".join(str(first.score[key]) for key in ("n", "prompts") if key in first.score),
         headlines=headlines,
         tasks=tasks,
         rows=sorted({row for row, _ in places}, key=lambda row: (row not in teachers, row)),

@@ -59,6 +59,8 @@ def main_table(board: Board, headline: Headline) -> Table:
         bold |= {(i, j) for j, nfe in enumerate(board.nfes, 1) if (row, nfe) in cells and cells[row, nfe].best}
     sense = "higher is better" if headline.higher else "lower is better"
     caption = f"{sense}; judged by {board.judge}, version {board.version}"
+    if board.asked:
+        caption += f"; images: {board.asked}"
     if any(not math.isnan(cell.low) for cell in cells.values()):
         caption += "; mean over seeds [95 % interval over prompts and seeds]"
     header = ("method", *(f"NFE {nfe}" for nfe in board.nfes))
