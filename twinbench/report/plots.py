@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twinbench.report.summary import Board, Headline
+from twinbench.report.headlines import Headline
+from twinbench.report.summary import Board
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,6 +16,7 @@ import numpy as np
 
 from twinbench import results, statistics
 from twinbench.judges import distances
+from twinbench.report.headlines import HEADLINES, Headline
 from twinbench.results import Record
 from twinbench.statistics import Difference, Metric
 
@@ -23,21 +24,6 @@ MetricsOf = Callable[[str], Mapping[str, Metric]]
 Place = tuple[str, int]  # (row, nfe)
 Drawn = tuple[frozenset[str], np.ndarray]  # (keys, bootstrap draws [draws, seeds]); paired if the keys are equal
 COSTS = ("steps", "images", "network_passes", "seconds", "cpu_seconds", "peak_bytes")
-
-
-@dataclass(frozen=True)
-class Headline:
-    metric: str
-    digits: int = 2
-    higher: bool = True  # whether higher is better
-
-
-HEADLINES = {
-    "geneval": (Headline("overall"), Headline("strict"), Headline("heldout")),
-    "dpg": (Headline("dpg_score"),),
-    "fidelity": (Headline("fd", higher=False), Headline("kid", digits=5, higher=False)),
-    "diversity": (Headline("distance", digits=3),),
-}
 
 
 @dataclass(frozen=True)

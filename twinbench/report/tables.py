@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from twinbench.report.summary import Board, Cell, Cost, Headline
+from twinbench.report.headlines import Headline
+from twinbench.report.summary import Board, Cell, Cost
 
 NONE = "\u2013"  # an en dash
 MIB = 1 << 20
