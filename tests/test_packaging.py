@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from twinbench import plugins
+
 ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "twinbench").rglob("*.py"))
 LONGEST = 270  # lines of a file
@@ -156,3 +158,9 @@ def test_every_package_is_declared():
 def test_no_file_is_too_long_to_read():
     files = [*CORE, *(ROOT / "baselines").glob("*.py")]
     assert {p.name: n for p in files if (n := len(p.read_text().splitlines())) > LONGEST} == {}
+
+
+@pytest.mark.parametrize("group", plugins.GROUPS)
+def test_every_registered_name_can_be_loaded(group):
+    for name in plugins.names(group):
+        assert callable(getattr(plugins, group.removesuffix("s"))(name))

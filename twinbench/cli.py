@@ -9,6 +9,20 @@ from typing import Annotated, Any, cast
 import typer
 
 from twinbench.errors import UserError, WorkError, unknown
+from twinbench.options import (
+    RESULTS,
+    RUNS,
+    Limit,
+    Overrides,
+    RecipeName,
+    Results,
+    Runs,
+    Seed,
+    Threads,
+    numbers,
+    titled,
+    words,
+)
 
 app = typer.Typer(
     help="Train few-step image generators under shared recipes, and compare them honestly.",
@@ -18,31 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: --set train.lr=1e-4.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Where runs live (weights, logs, images).")]
-Results = Annotated[Path, typer.Option("--results", help="Where the small results live.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of training.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts a task, for a quick look.")]
-RUNS, RESULTS = Path("runs"), Path("results")
 INTERRUPTED = 130
 Misuse = cast(type[Exception], typer.BadParameter.__mro__[1])  # UsageError, of click or of typer's copy of it
-
-
-def numbers(text: str) -> list[int]:
-    """A list such as 1,2,4. Raises UserError."""
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise UserError(f"--nfe {text}: numbers of evaluations are whole and at least 1, as in --nfe 1,2,4")
-    return sorted(set(values))
-
-
-def words(text: str | None) -> list[str] | None:
-    return [part for part in text.split(",") if part] if text else None
 
 
 @app.command()
@@ -86,7 +77,7 @@ def train(
     Example: twinbench train twinflow --recipe shapes --set train.lr=1e-4
     """
     from twinbench import recipe as recipes
-    from twinbench.console import bar
+    from twinbench.console import bar, interrupts
 
     resolved = recipes.resolve(recipes.load(recipe, sets), method, seed)
     import torch
@@ -96,14 +87,15 @@ def train(
 
     torch.set_num_threads(threads)
     run, trainer = start(resolved, runs, fresh=fresh)
-    with alone(run.folder), bar(f"train {method} seed {seed}") as show:
+    with alone(run.folder), interrupts() as stop, bar(f"train {method} seed {seed}") as show:
         if not run.finished:
             run.write(**measured(trainer))
-        show(trainer.progress)
         for row in trainer:
-            pace = row["seconds"] / row["step"]
-            show(row["progress"], f"step {row['step']}  {pace:.3f} s/step")
-        show(1.0)
+            show(row["progress"], f"step {row['step']}  {row['seconds'] / row['step']:.3f} s/step")
+            if stop:
+                trainer.save()
+                run.write(**measured(trainer))
+                raise KeyboardInterrupt
         if not run.finished:
             run.write(**measured(trainer))
     typer.echo(run.folder)
@@ -138,14 +130,20 @@ def evaluate(
     from twinbench.evaluation import evaluate_run
 
     torch.set_num_threads(threads)
-    chosen = folders.find(runs, run, recipe) if run else folders.finished(runs, recipe)
+    chosen = folders.find(runs, run, titled(recipe)) if run else folders.finished(runs, titled(recipe))
     if not chosen:
         raise UserError(f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
+    refused = []
     for folder in chosen:
-        with bar(f"eval {folder.name}") as show:
-            for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):
-                show(share, note)
-        typer.echo(results / folder.parent.name / folder.name)
+        try:
+            with bar(f"eval {folder.name}") as show:
+                for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):
+                    show(share, note)
+            typer.echo(results / folder.parent.name / folder.name)
+        except UserError as error:  # the other runs are judged all the same
+            refused.append(f"{folder.name}: {error}")
+    if refused:
+        raise UserError("; ".join(refused))
 
 
 @app.command()
@@ -165,7 +163,7 @@ def report(
     if format not in page.FORMATS:
         raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
     try:
-        summary = summarize(results, recipe)
+        summary = summarize(results, titled(recipe))
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
     typer.echo(page.text(format, *summary))
@@ -224,7 +222,9 @@ def show(
             recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "source", "label"})
             for label in diff
         )
-        for key, left, right in recipes.difference(a, b):
+        if rows := recipes.difference(a, b):
+            typer.echo(f"# {diff[0]} | {diff[1]}")
+        for key, left, right in rows:
             typer.echo(f"{key}: {left} | {right}")
         return
     tree = recipes.resolve(loaded, method) if method else loaded

@@ -3,6 +3,7 @@ terminal."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -55,3 +56,27 @@ class _Lines:
         done = share - self.first
         left = (time.monotonic() - self.start) * (1 - share) / done if done > 0 else 0.0
         print(f"{self.title}  {share:4.0%}  eta {left:.0f} s  {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or termination instead of obeying it at once, so that work can save between two steps;
+    the second one ends the process as ever."""
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def note(number: int, frame: object) -> None:
+        caught.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in signals:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        restore()

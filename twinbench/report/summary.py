@@ -66,6 +66,12 @@ class Board:
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric
     passes: dict[Place, list[float]] = field(default_factory=dict)  # training network passes, one a seed
 
+    @property
+    def even(self) -> bool:
+        """Whether the students had budgets of training within 5 % of each other: else nothing is called best."""
+        spent = [p for (row, _), passes in self.passes.items() if row not in self.teachers for p in passes]
+        return not spent or max(spent) <= 1.05 * min(spent)
+
     def teacher_best(self, headline: Headline) -> float:
         """The teacher's best value at any NFE; nan without a teacher."""
         values = [c.value for (row, _), c in self.cells[headline.metric].items() if row in self.teachers]
@@ -160,6 +166,7 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         teachers=teachers,
         nfes=sorted({nfe for _, nfe in places}),
     )
+    out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
     items = {place: [r.items() for r in rs] for place, rs in places.items()} if metrics else {}
     all_drawn: dict[str, dict[Place, Drawn]] = {}
     for name in dict.fromkeys([*(h.metric for h in headlines), *tasks]):
@@ -170,7 +177,6 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         name = headline.metric
         drawn = all_drawn[name] if name in metrics else feature_draws(competing) if name == "fd" else {}
         _rank(out, headline, drawn)
-    out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
     return out
 
 
@@ -231,7 +237,7 @@ def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
             (keys_a, draws_a), (keys_b, draws_b) = (drawn.get((row, nfe), (None, np.empty(0))) for row in (a, b))
             if keys_a is not None and keys_a == keys_b:
                 result = statistics.compare(value, draws_a, draws_b)
-            if place == 0 and result is not None and result.real:
+            if place == 0 and result is not None and result.real and out.even:
                 cells[a, nfe] = replace(cells[a, nfe], best=True)
             found.append((nfe, a, b, value, result))
     corrected = statistics.holm([result.p if result else float("nan") for *_, result in found])

@@ -60,6 +60,8 @@ def main_table(board: Board, headline: Headline) -> Table:
         bold |= {(i, j) for j, nfe in enumerate(board.nfes, 1) if (row, nfe) in cells and cells[row, nfe].best}
     sense = "higher is better" if headline.higher else "lower is better"
     caption = f"{sense}; judged by {board.judge}, version {board.version}"
+    if not board.even:
+        caption += "; budgets of training differ, see the costs: nothing is called best"
     if board.asked:
         caption += f"; images: {board.asked}"
     if any(not math.isnan(cell.low) for cell in cells.values()):
@@ -84,13 +86,16 @@ def relative_table(board: Board) -> list[Table]:
 
 
 def task_tables(board: Board) -> list[Table]:
-    out = []
+    out, held = [], [task for task in board.tasks if task.startswith("heldout_")]
     for nfe in board.nfes if board.tasks else ():
         present = [row for row in board.rows if any((row, nfe) in board.cells[task] for task in board.tasks)]
-        rows = [(row, *(_text(board, task, row, nfe) for task in board.tasks)) for row in present]
         caption = f"mean over seeds; judged by {board.judge}, version {board.version}"
-        name, title = f"tasks-nfe{nfe}", f"by task at NFE {nfe}"
-        out.append(_table(board, name, title, caption, ("method", *board.tasks), rows))
+        for prefix, tasks in (("", [t for t in board.tasks if t not in held]), ("held-out ", held)):
+            if tasks:
+                rows = [(row, *(_text(board, task, row, nfe) for task in tasks)) for row in present]
+                name, title = f"{prefix[:4]}tasks-nfe{nfe}", f"by {prefix}task at NFE {nfe}"
+                header = ("method", *(task.removeprefix("heldout_") for task in tasks))
+                out.append(_table(board, name, title, caption, header, rows))
     return out
 
 
@@ -98,7 +103,9 @@ def seed_table(board: Board) -> list[Table]:
     """Each seed's value, where some method has several."""
     rows = []
     for headline in board.headlines:
-        for (row, nfe), cell in sorted(board.cells[headline.metric].items(), key=lambda c: board.rows.index(c[0][0])):
+        for (row, nfe), cell in sorted(
+            board.cells[headline.metric].items(), key=lambda c: (board.rows.index(c[0][0]), c[0][1])
+        ):
             if len(cell.values) > 1:
                 values = ", ".join(number(value, headline.digits + 1) for value in cell.values)
                 rows.append((row, headline.metric, str(nfe), ", ".join(map(str, cell.seeds)), values))

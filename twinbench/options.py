@@ -1,0 +1,41 @@
+"""The options that several commands share, and how their words are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinbench.errors import UserError
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value: --set train.lr=1e-4, --set methods.rcgm.order=1.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Where runs live (weights, logs, images).")]
+Results = Annotated[Path, typer.Option("--results", help="Where the small results live.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of training.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts a task, for a quick look.")]
+RUNS, RESULTS = Path("runs"), Path("results")
+
+
+def numbers(text: str) -> list[int]:
+    """A list such as 1,2,4. Raises UserError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise UserError(f"--nfe {text}: numbers of evaluations are whole and at least 1, as in --nfe 1,2,4")
+    return sorted(set(values))
+
+
+def titled(recipe: str | None) -> str | None:
+    """The name under which runs of a recipe are kept: of a file, its stem."""
+    return Path(recipe).stem if recipe and recipe.endswith((".yaml", ".yml")) else recipe
+
+
+def words(text: str | None) -> list[str] | None:
+    return [part for part in text.split(",") if part] if text else None
