@@ -224,7 +224,7 @@ VARIANTS = {
     "sid": SiD(SiD.Config(cfg_scale=2.0)),
 }
 both_turns = pytest.mark.parametrize(
-    "label, turn", [(label, name) for label, method in VARIANTS.items() for name in {*method.turns(0)}]
+    "label, turn", [(label, name) for label, method in VARIANTS.items() for name in sorted({*method.turns(0)})]
 )
 
 
