@@ -59,20 +59,21 @@ class Rng:
         self.shape, self.dtype = tuple(shape), dtype
         self.time_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
+    def _held(self, where: Tensor | None) -> list[int]:
+        if where is None:
+            return self.indices
+        return [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
+
     def normal(self, name: str, where: Tensor | None = None) -> Tensor:
         """Standard normal [n, *shape] for the samples held, or for those of a mask [n]."""
-        held = (
-            self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
-        )
+        held = self._held(where)
         if not held:
             return torch.empty(0, *self.shape, dtype=self.dtype)
         return torch.stack([normal(self.shape, *self.key, i, name) for i in held]).to(self.dtype)
 
     def uniform(self, name: str, where: Tensor | None = None) -> Tensor:
         """Uniform in [0, 1), float64 [n], for the samples held, or for those of a mask."""
-        held = (
-            self.indices if where is None else [i for i, yes in zip(self.indices, where.tolist(), strict=True) if yes]
-        )
+        held = self._held(where)
         numbers = [seed_of(*self.key, i, name) >> 10 for i in held]  # 53 bits
         return torch.tensor(numbers, dtype=torch.float64) * 2.0**-53
 

@@ -36,7 +36,6 @@ class World(ABC):
 
     Config: ClassVar[type[WorldConfig]] = WorldConfig
     name: ClassVar[str]
-    version: ClassVar[str] = "1"  # of the evaluation prompts
     shape: ClassVar[tuple[int, ...]]
     vocabulary: ClassVar[int]  # token ids are below this; 0 says nothing
     phrases: ClassVar[int] = 1

@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 from twinbench import files, plugins
 from twinbench.data.base import World, from_bytes
 from twinbench.errors import UserError
+from twinbench.weights import FOLDER
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 WIDTH = 64  # features
 STEPS, BATCH, RATE = 3000, 128, 1e-3
 GHOST, NOISE = 0.5, 0.3  # largest share of a second picture, and largest noise, in training
@@ -72,7 +71,7 @@ class Features:
         self.name = "points"
         if len(world.shape) == 1:
             return
-        path = WEIGHTS / f"{world.name}-encoder.safetensors"
+        path = FOLDER / f"{world.name}-encoder.safetensors"
         if not path.is_file():
             raise UserError(f"no encoder for {world.name!r}: python -m twinbench.judges.features {world.name}")
         tensors = load_file(path)
@@ -135,7 +134,7 @@ def train(name: str, seed: int = 0) -> dict[str, Any]:
     logits, guess = encoder.read(encoder(x[test]))
     right = torch.stack([a.argmax(1) == b for a, b in zip(logits, labels[test].T, strict=True)]).all(0)
     tensors = {**encoder.state_dict(), "scale": encoder(x[rest][:8192]).std(0)}
-    path = WEIGHTS / f"{name}-encoder.safetensors"
+    path = FOLDER / f"{name}-encoder.safetensors"
     files.replace(path, lambda file: file.write(save({k: v.contiguous() for k, v in tensors.items()})))
     report = {
         "command": f"python -m twinbench.judges.features {name}",
@@ -145,7 +144,7 @@ def train(name: str, seed: int = 0) -> dict[str, Any]:
         "held_out_samples_read_entirely_right": right.double().mean().item(),
         "sha256": files.sha256(path),
     }
-    files.write_text(path.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
+    files.write_json(path.with_suffix(".json"), report)
     return report
 
 

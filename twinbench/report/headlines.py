@@ -14,7 +14,6 @@ class Headline:
 
 HEADLINES = {
     "geneval": (Headline("overall"), Headline("strict"), Headline("heldout")),
-    "dpg": (Headline("dpg_score"),),
     "fidelity": (Headline("fd", higher=False), Headline("kid", digits=5, higher=False)),
     "diversity": (Headline("distance", digits=3),),
 }

@@ -19,6 +19,7 @@ from twinbench.randomness import seed_of
 from twinbench.recipe import BackboneSection, DataSection, Train
 from twinbench.settings import validate
 from twinbench.training.ema import Average
+from twinbench.weights import FOLDER
 
 
 @dataclass
@@ -94,7 +95,7 @@ def weights_file(section: BackboneSection, data: DataSection, runs: Path) -> Pat
     if name == "none":
         return None
     if name == "shipped":
-        path = Path(__file__).parents[1] / "weights" / f"{data.kind}-teacher.safetensors"
+        path = FOLDER / f"{data.kind}-teacher.safetensors"
         if not path.is_file():
             raise UserError(f"no weights are shipped for {data.kind!r}; set backbone.weights: none, or a file")
         return path

@@ -5,19 +5,17 @@ python -m twinbench.training.ship runs/shapes-teacher/flow-matching-...
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from twinbench import files, run
-
-WEIGHTS = Path(__file__).parents[1] / "weights"
+from twinbench.weights import FOLDER
 
 
 def ship(folder: Path) -> Path:
     """Copy the weights of a run to <data kind>-teacher.safetensors in the package, and write its provenance."""
     record = run.read(folder)
-    path = WEIGHTS / f"{record['resolved']['data']['kind']}-teacher.safetensors"
+    path = FOLDER / f"{record['resolved']['data']['kind']}-teacher.safetensors"
     content = (folder / "weights.safetensors").read_bytes()
     files.replace(path, lambda file: file.write(content))
     keys = (
@@ -33,7 +31,7 @@ def ship(folder: Path) -> Path:
     )
     command = f"twinbench train {record['label']} --recipe {record['recipe']} --seed {record['seed']}"
     made = {"command": command, **{key: record[key] for key in keys}, "sha256": files.sha256(path)}
-    files.write_text(path.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
+    files.write_json(path.with_suffix(".json"), made)
     return path
 
 
