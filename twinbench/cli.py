@@ -1,28 +1,14 @@
-"""The command line: thin commands. What is heavy is imported by the command that needs it."""
+"""The command line: which commands there are, and how it ends. Each is thin and imports what is heavy when it runs."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import typer
 
-from twinbench.errors import UserError, WorkError, unknown
-from twinbench.options import (
-    RESULTS,
-    RUNS,
-    Limit,
-    Overrides,
-    RecipeName,
-    Results,
-    Runs,
-    Seed,
-    Threads,
-    numbers,
-    titled,
-    words,
-)
+from twinbench.commands import compare, look
+from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
     help="Train few-step image generators under shared recipes, and compare them honestly.",
@@ -31,204 +17,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+COMMANDS = {
+    "bench": compare.bench,
+    "train": compare.train,
+    "eval": compare.evaluate,
+    "report": compare.report,
+    "list": look.list_names,
+    "show": look.show,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 INTERRUPTED = 130
 Misuse = cast(type[Exception], typer.BadParameter.__mro__[1])  # UsageError, of click or of typer's copy of it
-
-
-@app.command()
-def bench(
-    recipe: RecipeName = "shapes",
-    methods: Annotated[
-        str | None, typer.Option(help="Labels, as in teacher,rcgm,twinflow; the recipe's by default.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a method: 0, 1, ...")] = 1,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; the number of cores by default.")
-    ] = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the teacher first.")] = False,
-    limit: Limit = None,
-    sets: Overrides = None,
-    runs: Runs = RUNS,
-    results: Results = RESULTS,
-) -> None:
-    """Train, eval and report in one go; what is done already is not done again.
-
-    Example: twinbench bench --recipe shapes --methods teacher,rcgm,twinflow --seeds 3
-    """
-    from twinbench import bench as work
-
-    name = work.bench(recipe, words(methods), seeds, workers, from_scratch, limit, sets or [], runs, results)
-    report(recipe=name, results=results)
-
-
-@app.command()
-def train(
-    method: Annotated[str, typer.Argument(help="A label of the recipe, or any method (twinbench list methods).")],
-    recipe: RecipeName = "shapes",
-    sets: Overrides = None,
-    seed: Seed = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and start anew.")] = False,
-    threads: Threads = 1,
-    runs: Runs = RUNS,
-) -> None:
-    """Train one method under a recipe. The same command resumes where it stopped.
-
-    Example: twinbench train twinflow --recipe shapes --set train.lr=1e-4
-    """
-    from twinbench import recipe as recipes
-    from twinbench.console import bar, interrupts
-
-    resolved = recipes.resolve(recipes.load(recipe, sets), method, seed)
-    import torch
-
-    from twinbench.run import alone
-    from twinbench.training.start import measured, start
-
-    torch.set_num_threads(threads)
-    run, trainer = start(resolved, runs, fresh=fresh)
-    with alone(run.folder), interrupts() as stop, bar(f"train {method} seed {seed}") as show:
-        if not run.finished:
-            run.write(**measured(trainer))
-        for row in trainer:
-            show(row["progress"], f"step {row['step']}  {row['seconds'] / row['step']:.3f} s/step")
-            if stop:
-                trainer.save()
-                run.write(**measured(trainer))
-                raise KeyboardInterrupt
-        if not run.finished:
-            run.write(**measured(trainer))
-    typer.echo(run.folder)
-
-
-@app.command("eval")
-def evaluate(
-    run: Annotated[
-        list[str] | None, typer.Argument(help="Labels, fingerprints or folders; all runs by default.")
-    ] = None,
-    nfe: Annotated[str | None, typer.Option(help="Numbers of network evaluations, as in 1,2,4.")] = None,
-    bench: Annotated[
-        str | None, typer.Option(help="Benchmarks, as in geneval,fidelity; the recipe's by default.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only runs of this recipe.")] = None,
-    limit: Limit = None,
-    again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
-    sets: Overrides = None,
-    threads: Threads = 1,
-    runs: Runs = RUNS,
-    results: Results = RESULTS,
-) -> None:
-    """Draw and judge: every finished run that lacks the asked scores, or the runs that are named.
-
-    Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
-    """
-    asked = numbers(nfe) if nfe else None
-    import torch
-
-    from twinbench import run as folders
-    from twinbench.console import bar
-    from twinbench.evaluation import evaluate_run
-
-    torch.set_num_threads(threads)
-    chosen = folders.find(runs, run, titled(recipe)) if run else folders.finished(runs, titled(recipe))
-    if not chosen:
-        raise UserError(f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
-    refused = []
-    for folder in chosen:
-        try:
-            with bar(f"eval {folder.name}") as show:
-                for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):
-                    show(share, note)
-            typer.echo(results / folder.parent.name / folder.name)
-        except UserError as error:  # the other runs are judged all the same
-            refused.append(f"{folder.name}: {error}")
-    if refused:
-        raise UserError("; ".join(refused))
-
-
-@app.command()
-def report(
-    format: Annotated[str, typer.Option(help="table, md, csv, tex, json or html.")] = "table",
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only this recipe.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the page and figures go; RESULTS/report by default.")] = None,
-    results: Results = RESULTS,
-) -> None:
-    """Compare all results: scores with intervals, costs, figures; a pure function of the results folder.
-
-    Example: twinbench report --format md
-    """
-    from twinbench.report import page
-    from twinbench.report.summary import summarize
-
-    if format not in page.FORMATS:
-        raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
-    try:
-        summary = summarize(results, titled(recipe))
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(str(error)) from None
-    typer.echo(page.text(format, *summary))
-    if format == "table" or out:
-        typer.echo(f"report: {page.write_pages(*summary, out or results / 'report')}", err=format != "table")
-
-
-@app.command("list")
-def list_names(
-    what: Annotated[str, typer.Argument(help="methods, recipes, backbones, datasets, benchmarks, judges or runs.")],
-    runs: Runs = RUNS,
-) -> None:
-    """List what there is.
-
-    Example: twinbench list methods
-    """
-    from twinbench import plugins
-    from twinbench import recipe as recipes
-
-    if what == "recipes":
-        for name in recipes.shipped():
-            typer.echo(f"{name:<16} {recipes.load(name).description}".rstrip())
-    elif what == "runs":
-        from twinbench import run as folders
-
-        for folder in folders.every(runs):
-            record = folders.read(folder)
-            state = "finished" if record["finished"] else "unfinished"
-            typer.echo(
-                f"{folder}  seed {record['seed']}  {record['steps']} steps  {record['network_passes']} passes  {state}"
-            )
-    elif what in plugins.GROUPS:
-        typer.echo("\n".join(plugins.names(what)))
-    else:
-        raise unknown("list", what, [*plugins.GROUPS, "recipes", "runs"], "twinbench list --help")
-
-
-@app.command()
-def show(
-    recipe: Annotated[str, typer.Argument(help="A recipe.")],
-    method: Annotated[str | None, typer.Argument(help="One of its methods, resolved.")] = None,
-    diff: Annotated[tuple[str, str] | None, typer.Option(help="Only what differs between two methods.")] = None,
-    sets: Overrides = None,
-) -> None:
-    """Print a recipe, one method of it with every value resolved, or what differs between two.
-
-    Example: twinbench show shapes --diff rcgm twinflow
-    """
-    import yaml
-
-    from twinbench import recipe as recipes
-
-    loaded = recipes.load(recipe, sets)
-    if diff:
-        a, b = (
-            recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "source", "label"})
-            for label in diff
-        )
-        if rows := recipes.difference(a, b):
-            typer.echo(f"# {diff[0]} | {diff[1]}")
-        for key, left, right in rows:
-            typer.echo(f"{key}: {left} | {right}")
-        return
-    tree = recipes.resolve(loaded, method) if method else loaded
-    typer.echo(yaml.safe_dump(tree.model_dump(mode="json"), sort_keys=False).rstrip())
 
 
 def main() -> None:

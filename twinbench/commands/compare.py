@@ -1,0 +1,155 @@
+"""train, eval, report, and bench, which is the three of them for many methods and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinbench.errors import UserError
+from twinbench.options import (
+    RESULTS,
+    RUNS,
+    Limit,
+    Overrides,
+    RecipeName,
+    Results,
+    Runs,
+    Seed,
+    Threads,
+    numbers,
+    titled,
+    words,
+)
+
+
+def bench(
+    recipe: RecipeName = "shapes",
+    methods: Annotated[
+        str | None, typer.Option(help="Labels, as in teacher,rcgm,twinflow; the recipe's by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a method: 0, 1, ...")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; the number of cores by default.")
+    ] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the teacher first.")] = False,
+    limit: Limit = None,
+    sets: Overrides = None,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Train, eval and report in one go; what is done already is not done again.
+
+    Example: twinbench bench --recipe shapes --methods teacher,rcgm,twinflow --seeds 3
+    """
+    from twinbench import bench as work
+
+    name = work.bench(recipe, words(methods), seeds, workers, from_scratch, limit, sets or [], runs, results)
+    report(recipe=name, results=results)
+
+
+def train(
+    method: Annotated[str, typer.Argument(help="A label of the recipe, or any method (twinbench list methods).")],
+    recipe: RecipeName = "shapes",
+    sets: Overrides = None,
+    seed: Seed = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and start anew.")] = False,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+) -> None:
+    """Train one method under a recipe. The same command resumes where it stopped.
+
+    Example: twinbench train twinflow --recipe shapes --set train.lr=1e-4
+    """
+    from twinbench import recipe as recipes
+    from twinbench.console import bar, interrupts
+
+    resolved = recipes.resolve(recipes.load(recipe, sets), method, seed)
+    import torch
+
+    from twinbench.run import alone
+    from twinbench.training.start import measured, start
+
+    torch.set_num_threads(threads)
+    run, trainer = start(resolved, runs, fresh=fresh)
+    with alone(run.folder), interrupts() as stop, bar(f"train {method} seed {seed}") as show:
+        if not run.finished:
+            run.write(**measured(trainer))
+        for row in trainer:
+            show(row["progress"], f"step {row['step']}  {row['seconds'] / row['step']:.3f} s/step")
+            if stop:
+                trainer.save()
+                run.write(**measured(trainer))
+                raise KeyboardInterrupt
+        if not run.finished:
+            run.write(**measured(trainer))
+    typer.echo(run.folder)
+
+
+def evaluate(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Labels, fingerprints or folders; all runs by default.")
+    ] = None,
+    nfe: Annotated[str | None, typer.Option(help="Numbers of network evaluations, as in 1,2,4.")] = None,
+    bench: Annotated[
+        str | None, typer.Option(help="Benchmarks, as in geneval,fidelity; the recipe's by default.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only runs of this recipe.")] = None,
+    limit: Limit = None,
+    again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
+    sets: Overrides = None,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Draw and judge: every finished run that lacks the asked scores, or the runs that are named.
+
+    Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
+    """
+    asked = numbers(nfe) if nfe else None
+    import torch
+
+    from twinbench import run as folders
+    from twinbench.console import bar
+    from twinbench.evaluation import evaluate_run
+
+    torch.set_num_threads(threads)
+    chosen = folders.find(runs, run, titled(recipe)) if run else folders.finished(runs, titled(recipe))
+    if not chosen:
+        raise UserError(f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
+    refused = []
+    for folder in chosen:
+        try:
+            with bar(f"eval {folder.name}") as show:
+                for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):
+                    show(share, note)
+            typer.echo(results / folder.parent.name / folder.name)
+        except UserError as error:  # the other runs are judged all the same
+            refused.append(f"{folder.name}: {error}")
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+def report(
+    format: Annotated[str, typer.Option(help="table, md, csv, tex, json or html.")] = "table",
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only this recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the page and figures go; RESULTS/report by default.")] = None,
+    results: Results = RESULTS,
+) -> None:
+    """Compare all results: scores with intervals, costs, figures; a pure function of the results folder.
+
+    Example: twinbench report --format md
+    """
+    from twinbench.report import page
+    from twinbench.report.summary import summarize
+
+    if format not in page.FORMATS:
+        raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
+    try:
+        summary = summarize(results, titled(recipe))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from None
+    typer.echo(page.text(format, *summary))
+    if format == "table" or out:
+        typer.echo(f"report: {page.write_pages(*summary, out or results / 'report')}", err=format != "table")
