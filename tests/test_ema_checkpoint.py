@@ -9,7 +9,7 @@ from torch import nn
 
 from twinbench import recipe
 from twinbench.errors import UserError, WorkError
-from twinbench.recipe import Train
+from twinbench.sections import Train
 from twinbench.tensors import read_tensors
 from twinbench.training.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
 from twinbench.training.ema import Average, next_decay

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench import recipe as recipes
-from twinbench.errors import UserError, WorkError
+from twinbench.errors import UserError, WorkError, unknown
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Job:
     label: str
     seed: int
     sets: tuple[str, ...]
+    prompts: str
 
     @property
     def title(self) -> str:
@@ -35,28 +36,47 @@ class Job:
 def bench(
     recipe: str,
     labels: Sequence[str] | None,
+    preset: str | None,
     seeds: int,
     workers: int | None,
     from_scratch: bool,
     limit: int | None,
     sets: Sequence[str],
+    prompts: str,
     runs: Path,
     results: Path,
 ) -> str:
     """Train and judge every label and seed; returns the recipe's name. Raises UserError before any work if a label or
     setting is wrong, WorkError if some run failed; the others are finished first."""
     loaded = recipes.load(recipe, list(sets))
-    chosen = list(loaded.methods) if labels in (None, ["all"]) else list(labels or [])
+    chosen = _chosen(loaded, labels, preset)
     trained = {label: recipes.resolve(loaded, label).train.budget > 0 for label in chosen}
     over = list(sets)
     if from_scratch:
         over.append(f"backbone.weights={train_teacher(loaded.name, runs)}")
     # What is not trained is the same for every seed.
-    jobs = [Job(recipe, label, s, tuple(over)) for s in range(seeds) for label in chosen if s == 0 or trained[label]]
+    jobs = [
+        Job(recipe, label, s, tuple(over), prompts)
+        for s in range(seeds)
+        for label in chosen
+        if s == 0 or trained[label]
+    ]
     failed = _side_by_side(jobs, workers or len(os.sched_getaffinity(0)), limit, runs, results)
     if failed:
         raise WorkError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(failed))
     return loaded.name
+
+
+def _chosen(recipe: recipes.Recipe, labels: Sequence[str] | None, preset: str | None) -> list[str]:
+    """The labels to train: those named ("all": of the recipe's methods), or those of a preset with what they are
+    like."""
+    if preset is None:
+        return list(recipe.methods) if labels in (None, ["all"]) else list(labels or [])
+    if preset not in recipe.presets:
+        raise unknown("preset", preset, sorted(recipe.presets), f"twinbench show {recipe.name}")
+    blocks = recipe.presets[preset]
+    bases = [block["like"] for block in blocks.values() if "like" in block]
+    return list(dict.fromkeys([*bases, *blocks, *(labels or [])]))
 
 
 def _side_by_side(jobs: Sequence[Job], workers: int, limit: int | None, runs: Path, results: Path) -> list[str]:
@@ -96,7 +116,7 @@ def run(job: Job, limit: int | None, runs: Path, results: Path, live: set[subpro
     sets = [word for item in job.sets for word in ("--set", item)]
     words = ["train", job.label, "--seed", str(job.seed), "--recipe", job.recipe, "--runs", str(runs), *sets]
     folder = command(job.title, words, live)
-    limited = ["--limit", str(limit)] if limit else []
+    limited = ["--prompts", job.prompts, *(["--limit", str(limit)] if limit else [])]
     command(job.title, ["eval", folder, "--runs", str(runs), "--results", str(results), *limited, *sets], live)
 
 

@@ -26,7 +26,7 @@ from twinbench.training.start import trained
 # ---- judge, summarize ----
 
 
-def benchmarks(resolved: Resolved, names: Sequence[str] | None = None) -> list[Benchmark]:
+def benchmarks(resolved: Resolved, names: Sequence[str] | None = None, prompts: str = "evaluation") -> list[Benchmark]:
     """The recipe's benchmarks, or some of them by name. Raises UserError for one that the recipe does not have."""
     known = resolved.eval.benchmarks
     for name in names or ():
@@ -35,13 +35,15 @@ def benchmarks(resolved: Resolved, names: Sequence[str] | None = None) -> list[B
     made = []
     for name in names or known:
         kind = plugins.benchmark(name)
-        made.append(kind(plugins.dataset(resolved.data.kind), kind.Config.model_validate(known[name])))
+        made.append(kind(plugins.dataset(resolved.data.kind), kind.Config.model_validate(known[name]), prompts))
     return made
 
 
 def stem_of(benchmark: Benchmark, drawing: Drawing, limit: int | None) -> str:
-    """The name of a score's files; a quick look with a limit never takes the place of the whole."""
-    return f"{benchmark.name}-nfe{drawing.plan.nfe}" + (f"-limit{limit}" if limit else "")
+    """The name of a score's files; neither a quick look with a limit nor one at validation prompts takes the place of
+    the whole."""
+    prompts = "" if benchmark.prompts == "evaluation" else f"-{benchmark.prompts}"
+    return f"{benchmark.name}-nfe{drawing.plan.nfe}{prompts}" + (f"-limit{limit}" if limit else "")
 
 
 def score(folder: Path, run: dict[str, Any], benchmark: Benchmark, drawing: Drawing, limit: int | None) -> Path:
@@ -107,6 +109,7 @@ def evaluate_run(
     sets: Sequence[str],
     results: Path,
     *,
+    prompts: str = "evaluation",
     again: bool = False,
 ) -> Iterator[tuple[float, str]]:
     """Draw and judge one run at every asked number of evaluations, or at the recipe's; yields progress.
@@ -117,7 +120,7 @@ def evaluate_run(
         raise UserError(f"run {folder.name} is not finished; twinbench train {record['label']} goes on with it")
     resolved = current(record, sets)
     budgets = asked or recipes.nfe_of(resolved)
-    made = benchmarks(resolved, names)
+    made = benchmarks(resolved, names, prompts)
     plans = [plan(resolved, nfe) for nfe in budgets]
     backbone = trained(resolved, folder / "weights.safetensors")
     target = results / record["recipe"] / run_files.name_of(record)

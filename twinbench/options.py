@@ -10,6 +10,7 @@ import typer
 from twinbench.errors import UserError
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="The methods of one of the recipe's presets.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: --set train.lr=1e-4, --set methods.rcgm.order=1.")
 ]
@@ -17,6 +18,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Where runs live (weights, lo
 Results = Annotated[Path, typer.Option("--results", help="Where the small results live.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of training.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
+Prompts = Annotated[str, typer.Option("--prompts", help="evaluation, or validation: for the choice of settings.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts a task, for a quick look.")]
 RUNS, RESULTS = Path("runs"), Path("results")
 

@@ -10,82 +10,17 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from twinbench import plugins
 from twinbench.errors import UserError, unknown
+from twinbench.sections import BackboneSection, Count, DataSection, Evaluation, Sample, Train
 from twinbench.settings import Strict, validate
 
 Name = Annotated[str, Field(pattern=r"^\w[^/\\]*$")]  # of a folder
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Named(BaseModel):
-    """A plug-in and its settings; the settings are checked by the plug-in's own Config when it is resolved."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class BackboneSection(Named):
-    name: str
-    weights: str = Field("none", description="none | shipped | run:<fingerprint> | a safetensors file")
-
-
-class DataSection(Named):
-    kind: str
-
-
-class Train(Strict):
-    budget: int = Field(ge=0)
-    unit: Literal["passes", "steps", "images"] = Field("passes", description="network passes are the fair axis")
-    batch: int = Field(64, ge=1)
-    micro_batch: int | None = Field(None, ge=1, description="rows at once; the whole batch if null")
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(5e-4, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    warmup: int = Field(0, ge=0, description="steps in which the learning rate rises")
-    decay: float = Field(0.0, ge=0, le=1, description="last share of the budget, in which the rate falls to 0")
-    ema: float = Field(0.99, ge=0, lt=1, description="limit of the average's decay")
-    evaluate: Literal["average", "student"] = "average"
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the products inside the network")
-    save_every: int = Field(100, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
-
-
-class Sample(Strict):
-    """How one number of network evaluations is spent."""
-
-    steps: int | None = Field(None, ge=1)
-    times: tuple[float, ...] | None = None
-    hop: Literal["end", "next", "same"] | None = None
-    renoise: float | Literal["sde"] = 0.0
-    extrapolation: float = 0.0
-    heun: bool = False
-    gap: tuple[float, float] = (0.0, 0.0)
-    curve: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    guidance: float = Field(1.0, ge=0, description="1 is none; anything else doubles the evaluations")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Sample:
-        if (self.steps is None) == (self.times is None):
-            raise ValueError("give steps or times, one of them")
-        return self
-
-
-class Evaluation(Strict):
-    nfe: tuple[Count, ...] = Field((1, 2, 4), min_length=1)
-    benchmarks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    chunk: int = Field(16, ge=1, description="rows of every network call; images depend on it in the last bit")
 
 
 class Recipe(Strict):
@@ -98,6 +33,22 @@ class Recipe(Strict):
     sample: dict[Count, Sample] = Field(default_factory=dict)
     eval: Evaluation = Evaluation()
     methods: dict[Name, dict[str, Any]]
+    presets: dict[Name, dict[Name, dict[str, Any]]] = Field(default_factory=dict, description="methods asked for apart")
+
+    @model_validator(mode="after")
+    def _labels_are_unique(self) -> Recipe:
+        labels = [*self.methods, *(label for blocks in self.presets.values() for label in blocks)]
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"label {min(twice)!r} stands twice among methods and presets")
+        return self
+
+    def preset_of(self, label: str) -> str:
+        """The preset that a label belongs to; empty for one of the methods."""
+        return next((name for name, blocks in self.presets.items() if label in blocks), "")
+
+    def labels(self) -> dict[str, dict[str, Any]]:
+        """Every block by its label, of the methods and of all presets."""
+        return {**self.methods, **{label: block for blocks in self.presets.values() for label, block in blocks.items()}}
 
 
 class Resolved(Strict):
@@ -106,6 +57,8 @@ class Resolved(Strict):
     recipe: str
     source: str = ""
     label: str
+    preset: str = ""
+    like: str = ""
     method: str
     seed: int
     backbone: BackboneSection
@@ -117,11 +70,20 @@ class Resolved(Strict):
     config: dict[str, Any]
 
     def identity(self, weights_sha256: str, data_sha256: str) -> dict[str, Any]:
-        """What a run is: everything that its weights depend on, and nothing else."""
+        """What a run is: everything that its weights depend on, and nothing else. A setting that is None says
+        nothing: so an option that is added later, with None for its absence, makes no old run another one."""
         backbone = {**self.backbone.model_dump(), "weights": weights_sha256}
         train = self.train.model_dump(exclude={"save_every", "keep", "micro_batch"})
         method = {"name": self.method, **self.config}
-        return {"backbone": backbone, "data": data_sha256, "train": train, "method": method, "seed": self.seed}
+        tree = {"backbone": backbone, "data": data_sha256, "train": train, "method": method, "seed": self.seed}
+        return _said(tree)
+
+
+def _said(value: Any) -> Any:
+    """A tree without what is None."""
+    if isinstance(value, dict):
+        return {key: _said(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def digest(value: Any) -> str:
@@ -148,8 +110,8 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     plugins.check("datasets", recipe.data.kind)
     for benchmark in recipe.eval.benchmarks:
         plugins.check("benchmarks", benchmark)
-    for label, block in recipe.methods.items():
-        plugins.check("methods", str(block.get("method", label)))
+    for label in recipe.labels():
+        plugins.check("methods", _block(recipe, label)[0])
     return recipe
 
 
@@ -201,27 +163,51 @@ def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
     """The settings of one method under the recipe; imports the method and checks its block.
 
     A method that the recipe does not list runs with its defaults. Raises UserError for bad input."""
-    if label not in recipe.methods and label not in plugins.names("methods"):
-        known = sorted({*recipe.methods, *plugins.names("methods")})
+    if label not in recipe.labels() and label not in plugins.names("methods"):
+        known = sorted({*recipe.labels(), *plugins.names("methods")})
         raise unknown("method", label, known, "twinbench list methods")
-    block = dict(recipe.methods.get(label, {}))
+    name, block = _block(recipe, label)
     where = f"recipe {recipe.name!r}, method {label!r}"
-    name = str(block.pop("method", label))
-    shared = recipe.model_dump(exclude={"name", "description", "methods"})
-    over = {key: block.pop(key, None) or {} for key in ("train", "sample")}
+    shared = recipe.model_dump(exclude={"name", "description", "methods", "presets"})
+    over = {key: block.pop(key, None) or {} for key in ("backbone", "train", "sample")}
     for key, value in over.items():
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: {key} must be a mapping of settings, got {value!r}")
-    shared["train"] = {**shared["train"], **over["train"]}
-    shared["sample"] = {**shared["sample"], **over["sample"]}
+        shared[key] = {**shared[key], **value}
     if "weights" in block:
         shared["backbone"]["weights"] = block.pop("weights")
     config = validate(plugins.method(name).Config, block, where).model_dump()
     for benchmark, options in recipe.eval.benchmarks.items():
         validate(plugins.benchmark(benchmark).Config, options, f"recipe {recipe.name!r}, benchmark {benchmark!r}")
     tree = {"recipe": recipe.name, "label": label, "method": name, "seed": seed, **shared, "config": config}
+    tree |= {"preset": recipe.preset_of(label), "like": str(recipe.labels().get(label, {}).get("like", ""))}
     tree["own_nfe"] = tuple(over["sample"])
     return validate(Resolved, tree, where)
+
+
+def _block(recipe: Recipe, label: str) -> tuple[str, dict[str, Any]]:
+    """The method of a label and its block, laid over that of the label which it is `like`."""
+    blocks = recipe.labels()
+    block = dict(blocks.get(label, {}))
+    where = f"recipe {recipe.name!r}, method {label!r}"
+    for key in ("backbone", "train", "sample"):
+        if not isinstance(block.get(key) or {}, dict):
+            raise UserError(f"{where}: {key} must be a mapping of settings, got {block[key]!r}")
+    like = block.pop("like", None)
+    if like is None:
+        return str(block.pop("method", label)), block
+    if like not in blocks or "like" in blocks[like]:
+        known = ", ".join(name for name in blocks if "like" not in blocks[name])
+        raise UserError(f"{where}: like {like!r} must be a label that stands for itself, one of {known}")
+    name, below = _block(recipe, like)
+    return str(block.pop("method", name)), _over(below, block)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """One tree laid over another, section by section."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
 
 
 def nfe_of(resolved: Resolved) -> list[int]:

@@ -13,6 +13,8 @@ from twinbench.options import (
     RUNS,
     Limit,
     Overrides,
+    Preset,
+    Prompts,
     RecipeName,
     Results,
     Runs,
@@ -29,12 +31,14 @@ def bench(
     methods: Annotated[
         str | None, typer.Option(help="Labels, as in teacher,rcgm,twinflow; the recipe's by default.")
     ] = None,
+    preset: Preset = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a method: 0, 1, ...")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side; the number of cores by default.")
     ] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the teacher first.")] = False,
     limit: Limit = None,
+    prompts: Prompts = "evaluation",
     sets: Overrides = None,
     runs: Runs = RUNS,
     results: Results = RESULTS,
@@ -45,8 +49,10 @@ def bench(
     """
     from twinbench import bench as work
 
-    name = work.bench(recipe, words(methods), seeds, workers, from_scratch, limit, sets or [], runs, results)
-    report(recipe=name, results=results)
+    name = work.bench(
+        recipe, words(methods), preset, seeds, workers, from_scratch, limit, sets or [], prompts, runs, results
+    )
+    report(recipe=name, preset=preset, results=results)
 
 
 def train(
@@ -77,7 +83,8 @@ def train(
         if not run.finished:
             run.write(**measured(trainer))
         for row in trainer:
-            show(row["progress"], f"step {row['step']}  {row['seconds'] / row['step']:.3f} s/step")
+            made = f"{row['pairs']} pairs" if "pairs" in row else f"{row['seconds'] / row['step']:.3f} s/step"
+            show(row["progress"], f"step {row['step']}  {made}")
             if stop:
                 trainer.save()
                 run.write(**measured(trainer))
@@ -97,6 +104,7 @@ def evaluate(
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only runs of this recipe.")] = None,
     limit: Limit = None,
+    prompts: Prompts = "evaluation",
     again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
     sets: Overrides = None,
     threads: Threads = 1,
@@ -108,6 +116,8 @@ def evaluate(
     Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
     """
     asked = numbers(nfe) if nfe else None
+    if prompts not in ("evaluation", "validation"):
+        raise UserError(f"--prompts {prompts}: evaluation or validation")
     import torch
 
     from twinbench import run as folders
@@ -122,7 +132,10 @@ def evaluate(
     for folder in chosen:
         try:
             with bar(f"eval {folder.name}") as show:
-                for share, note in evaluate_run(folder, asked, words(bench), limit, sets or [], results, again=again):
+                work = evaluate_run(
+                    folder, asked, words(bench), limit, sets or [], results, prompts=prompts, again=again
+                )
+                for share, note in work:
                     show(share, note)
             typer.echo(results / folder.parent.name / folder.name)
         except UserError as error:  # the other runs are judged all the same
@@ -134,6 +147,7 @@ def evaluate(
 def report(
     format: Annotated[str, typer.Option(help="table, md, csv, tex, json or html.")] = "table",
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only this recipe.")] = None,
+    preset: Preset = None,
     out: Annotated[Path | None, typer.Option(help="Where the page and figures go; RESULTS/report by default.")] = None,
     results: Results = RESULTS,
 ) -> None:
@@ -147,9 +161,11 @@ def report(
     if format not in page.FORMATS:
         raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
     try:
-        summary = summarize(results, titled(recipe))
+        summary = summarize(results, titled(recipe), preset)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
     typer.echo(page.text(format, *summary))
     if format == "table" or out:
-        typer.echo(f"report: {page.write_pages(*summary, out or results / 'report')}", err=format != "table")
+        typer.echo(
+            f"report: {page.write_pages(*summary, out or results / 'report' / (preset or ''))}", err=format != "table"
+        )

@@ -18,7 +18,8 @@ from twinbench.settings import Strict
 
 @dataclass(frozen=True)
 class Request:
-    """One sample that is asked for. key names the prompt; copies of a key differ by their noise alone."""
+    """One sample that is asked for. key names the prompt; copies of a key differ by their noise alone. split: heldout
+    for compositions that training never shows; else evaluation, of validation prompts too."""
 
     key: str
     prompt: str

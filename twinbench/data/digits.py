@@ -33,7 +33,7 @@ class Digits(World):
         """60 keys a digit (validation: 20), 2 copies each."""
         keys = 60 if prompts == "evaluation" else 20
         return [
-            Request(f"{prompts}/{word}/{i:03d}", prompt(k), copy, word, prompts)
+            Request(f"{prompts}/{word}/{i:03d}", prompt(k), copy, word)
             for k, word in enumerate(CLASSES)
             for i in range(min(keys, limit or keys))
             for copy in range(2)

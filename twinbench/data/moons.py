@@ -39,7 +39,7 @@ class Moons(World):
         """250 keys a moon (validation: 50), 2 copies each."""
         keys = 250 if prompts == "evaluation" else 50
         return [
-            Request(f"{prompts}/{moon}/{i:03d}", moon, copy, moon, prompts)
+            Request(f"{prompts}/{moon}/{i:03d}", moon, copy, moon)
             for moon in CLASSES
             for i in range(min(keys, limit or keys))
             for copy in range(2)

@@ -160,10 +160,12 @@ class Shapes(World):
     def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
         """100 keys a task and split (validation: 40), 2 copies each; where a task has fewer captions they come
         again under another key, hence with other noise."""
-        splits, keys = (("evaluation", "heldout"), 100) if prompts == "evaluation" else (("validation",), 40)
+        splits, keys = ((("validation", "evaluation"),), 40)
+        if prompts == "evaluation":
+            splits, keys = (("evaluation", "evaluation"), ("heldout", "heldout")), 100
         return [
-            Request(f"{name}/{task}/{i:03d}", pool[i % len(pool)].metadata()["prompt"], copy, task, name)
-            for name in splits
+            Request(f"{name}/{task}/{i:03d}", pool[i % len(pool)].metadata()["prompt"], copy, task, seen)
+            for name, seen in splits
             for task in TASKS
             if (pool := split(task, name))
             for i in range(min(keys, limit or keys))

@@ -10,7 +10,8 @@ from typing import Any
 
 from twinbench import results
 from twinbench.report import plots, tables
-from twinbench.report.summary import Board, Cost, MetricsOf, declared, summarize
+from twinbench.report.costs import Cost
+from twinbench.report.summary import Board, MetricsOf, declared, summarize
 from twinbench.report.tables import Table
 
 FORMATS = ("table", "md", "html", "csv", "tex", "json")
@@ -58,7 +59,7 @@ def render(results_path: str | Path, format: str, recipe: str | None = None, met
     FileNotFoundError without results; ValueError on a corrupt file or an unknown format."""
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; one of {', '.join(FORMATS)}")
-    boards, costs = summarize(results_path, recipe, metrics_of)
+    boards, costs = summarize(results_path, recipe, metrics_of=metrics_of)
     return text(format, boards, costs)
 
 
@@ -66,7 +67,7 @@ def write_report(
     results_path: str | Path, out_dir: str | Path, recipe: str | None = None, metrics_of: MetricsOf = declared
 ) -> Path:
     """Writes report.md, report.html and the figures into out_dir; the path of report.html. Errors as of `render`."""
-    return write_pages(*summarize(results_path, recipe, metrics_of), Path(out_dir))
+    return write_pages(*summarize(results_path, recipe, metrics_of=metrics_of), Path(out_dir))
 
 
 def write_pages(boards: Sequence[Board], costs: Sequence[Cost], out: Path) -> Path:

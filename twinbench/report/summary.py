@@ -16,6 +16,7 @@ import numpy as np
 
 from twinbench import results, statistics
 from twinbench.judges import distances
+from twinbench.report.costs import Cost, costs, is_teacher, row_of
 from twinbench.report.headlines import HEADLINES, Headline
 from twinbench.results import Record
 from twinbench.statistics import Difference, Metric
@@ -23,7 +24,6 @@ from twinbench.statistics import Difference, Metric
 MetricsOf = Callable[[str], Mapping[str, Metric]]
 Place = tuple[str, int]  # (row, nfe)
 Drawn = tuple[frozenset[str], np.ndarray]  # (keys, bootstrap draws [draws, seeds]); paired if the keys are equal
-COSTS = ("steps", "images", "network_passes", "seconds", "cpu_seconds", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,6 @@ class Board:
         return (max if headline.higher else min)(values) if values else float("nan")
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The training of one row, means over its runs."""
-
-    recipe: str
-    row: str
-    runs: int
-    steps: float
-    images: float
-    network_passes: float
-    seconds: float  # wall clock
-    cpu_seconds: float
-    peak_bytes: float
-    networks: int  # held at once
-    parameters: int  # of all of them
-    finished: bool
-
-
 def declared(benchmark: str) -> Mapping[str, Metric]:
     """The item metrics that the installed benchmark of this name declares."""
     from twinbench import plugins
@@ -105,12 +87,15 @@ def declared(benchmark: str) -> Mapping[str, Metric]:
 
 
 def summarize(
-    path: str | Path, recipe: str | None = None, metrics_of: MetricsOf = declared
+    path: str | Path, recipe: str | None = None, preset: str | None = None, metrics_of: MetricsOf = declared
 ) -> tuple[list[Board], list[Cost]]:
-    """Boards and costs of the results under `path`, in order of recipe and benchmark; errors as of `results.load`."""
-    found = [r for r in results.records(path) if recipe in (None, r.run["recipe"])]
+    """Boards and costs of the results under `path`, in order of recipe and benchmark; errors as of `results.load`.
+
+    preset: only its runs, with those of the methods that they are like; by default only what is in no preset."""
+    found = _of_preset([r for r in results.records(path) if recipe in (None, r.run["recipe"])], preset or "")
     if not found:
-        raise FileNotFoundError(f"no results of recipe {recipe!r} under {path}; twinbench eval writes them")
+        what = f"recipe {recipe!r}" + (f", preset {preset!r}" if preset else "")
+        raise FileNotFoundError(f"no results of {what} under {path}; twinbench eval writes them")
     names = row_names(found)
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in found:
@@ -120,14 +105,21 @@ def summarize(
     return boards, costs(found, names)
 
 
+def _of_preset(found: Sequence[Record], preset: str) -> list[Record]:
+    """The records of a preset and of what its runs are like; of no preset, those of the methods."""
+
+    def part(record: Record, name: str) -> str:
+        return str(record.run.get("resolved", {}).get(name, ""))
+
+    chosen = [r for r in found if part(r, "preset") == preset]
+    bases = {(r.run["recipe"], part(r, "like")) for r in chosen if preset}
+    return chosen + [r for r in found if not part(r, "preset") and (r.run["recipe"], r.run["label"]) in bases]
+
+
 def _board_order(group: tuple[tuple[str, ...], Any]) -> tuple[Any, ...]:
     recipe, benchmark, *rest = group[0]
     known = list(HEADLINES)
     return recipe, known.index(benchmark) if benchmark in known else len(known), benchmark, rest
-
-
-def is_teacher(run: Mapping[str, Any]) -> bool:
-    return run["label"] == "teacher" or run["method"] == "pretrained"
 
 
 def row_names(found: Sequence[Record]) -> dict[tuple[str, str, str], str]:
@@ -137,10 +129,6 @@ def row_names(found: Sequence[Record]) -> dict[tuple[str, str, str], str]:
     return {key: key[1] if labels.count(key[:2]) == 1 else f"{key[1]} ({key[2][:6]})" for key in seen}
 
 
-def _row(record: Record, names: Mapping[tuple[str, str, str], str]) -> str:
-    return names[record.run["recipe"], record.run["label"], record.run["group"]]
-
-
 # ---- a board ----
 
 
@@ -148,9 +136,9 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
     """The numbers of records that share recipe, benchmark, version, judge and prompts."""
     places: dict[Place, list[Record]] = {}
     for record in sorted(group, key=lambda r: (r.run["seed"], r.run["fingerprint"])):
-        places.setdefault((_row(record, names), int(record.score["nfe"])), []).append(record)
+        places.setdefault((row_of(record, names), int(record.score["nfe"])), []).append(record)
     first = group[0]
-    teachers = frozenset(_row(r, names) for r in group if is_teacher(r.run))
+    teachers = frozenset(row_of(r, names) for r in group if is_teacher(r.run))
     stored = {name for r in group for name in r.score["metrics"]}
     order = [name for name in metrics if name in stored] + sorted(stored - set(metrics))
     wanted = HEADLINES.get(first.score["benchmark"], tuple(Headline(name) for name in order[:1]))
@@ -242,23 +230,3 @@ def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
             found.append((nfe, a, b, value, result))
     corrected = statistics.holm([result.p if result else float("nan") for *_, result in found])
     out.comparisons[headline.metric] = [Comparison(*row, p) for row, p in zip(found, corrected, strict=True)]
-
-
-# ---- costs ----
-
-
-def costs(found: Sequence[Record], names: Mapping[tuple[str, str, str], str]) -> list[Cost]:
-    """One cost a row, the teachers first."""
-    runs: dict[tuple[str, bool, str], dict[Path, Mapping[str, Any]]] = {}
-    for record in found:
-        key = (record.run["recipe"], not is_teacher(record.run), _row(record, names))
-        runs.setdefault(key, {})[record.folder] = record.run
-    out = []
-    for (recipe, _, row), by_folder in sorted(runs.items()):
-        group = list(by_folder.values())
-        means = {name: float(np.mean([float(run.get(name) or 0) for run in group])) for name in COSTS}
-        networks = group[0].get("networks") or []
-        held = {"networks": len(networks), "parameters": sum(int(net["parameters"]) for net in networks)}
-        done = all(run.get("finished", True) for run in group)
-        out.append(Cost(recipe=recipe, row=row, runs=len(group), finished=done, **held, **means))  # type: ignore[arg-type]
-    return out

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from twinbench.report.costs import Cost
 from twinbench.report.headlines import Headline
-from twinbench.report.summary import Board, Cell, Cost
+from twinbench.report.summary import Board, Cell
 
 NONE = "\u2013"  # an en dash
 MIB = 1 << 20
