@@ -18,7 +18,8 @@ from torch import Tensor
 from twinbench import plugins
 from twinbench.errors import UserError
 from twinbench.flow import Cond, Hop, Velocity, split, times_like
-from twinbench.recipe import Resolved, Sample
+from twinbench.recipe import Resolved
+from twinbench.sections import Sample
 
 Trace = list[tuple[float, float, Tensor]]
 

@@ -39,13 +39,14 @@ class Benchmark(ABC):
     version: ClassVar[str] = "1"
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
-    def __init__(self, world: type[World], config: Strict | None = None) -> None:
-        self.world, self.config = world, config or self.Config()
+    def __init__(self, world: type[World], config: Strict | None = None, prompts: str = "evaluation") -> None:
+        """prompts: "evaluation", or "validation" where settings are chosen."""
+        self.world, self.config, self.prompts = world, config or self.Config(), prompts
 
     def requests(self, limit: int | None = None) -> Sequence[Request]:
         """What is drawn; `limit`: prompts a task and split. By default what the world asks, so benchmarks share
         images."""
-        return self.world.requests("evaluation", limit)
+        return self.world.requests(self.prompts, limit)
 
     @property
     @abstractmethod

@@ -23,7 +23,7 @@ from twinbench.errors import WorkError
 from twinbench.files import write_text
 from twinbench.method import Method, Turn
 from twinbench.randomness import Rng
-from twinbench.recipe import Train
+from twinbench.sections import Train
 from twinbench.sampler import Plan, Schedule
 from twinbench.tensors import save_tensors
 from twinbench.training import checkpoint

@@ -16,7 +16,7 @@ from twinbench.errors import UserError
 from twinbench.flow import Counted
 from twinbench.method import Method, Networks
 from twinbench.randomness import seed_of
-from twinbench.recipe import BackboneSection, DataSection, Train
+from twinbench.sections import BackboneSection, DataSection, Train
 from twinbench.settings import validate
 from twinbench.training.ema import Average
 from twinbench.weights import FOLDER
