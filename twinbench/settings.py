@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinbench.errors import UserError, unknown
 
@@ -15,6 +15,13 @@ class Strict(BaseModel):
     """Settings: frozen, and a misspelt name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Lora(Strict):
+    """Adapters on a frozen network (LoRA)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0, description="what they add is scaled by alpha / rank; null: by 1")
 
 
 def missing(tree: Any, path: str = "") -> list[str]:
