@@ -60,7 +60,7 @@ class Colors(Named, Protocol):
 
 
 class VQA(Named, Protocol):
-    """Answers one question a picture, in the model's own words (not stripped, not lower-cased)."""
+    """Answers one question a picture. Whatever a model adds, a plain yes or no is told as exactly `yes` or `no`."""
 
     def answers(self, pictures: Pictures, questions: Sequence[str]) -> list[str]: ...
 
@@ -97,7 +97,7 @@ class Judge(ABC):
     packages: ClassVar[tuple[str, ...]] = ()  # what computes the answer, apart from this package
 
     def __init__(self, config: Any = None) -> None:
-        self.config = config or self.Config()
+        self.config: Any = config or self.Config()
 
     @property
     @abstractmethod

@@ -1,0 +1,73 @@
+"""Where a judge's weights lie, and their sha256. Nothing is downloaded but from a model hub, by its own client.
+
+A file is looked for where the setting says, else in the folder `weights` of TWINBENCH_ASSETS. A model is a folder, or
+the id of a repository on the hub; only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from twinbench import files
+from twinbench.errors import UserError
+
+ASSETS = "TWINBENCH_ASSETS"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of weights as its authors published it; `sha256` are the digits that its name or page tells."""
+
+    file: str
+    url: str
+    sha256: str = ""
+
+    def find(self, setting: str | None, judge: str) -> Path:
+        """The file that the setting names, else the one among the assets. Raises UserError that says what to fetch."""
+        folder = Path(os.environ.get(ASSETS) or "assets") / "weights"
+        path = Path(setting).expanduser() if setting else folder / self.file
+        if path.is_file():
+            return path
+        if setting:
+            raise UserError(f"judge {judge}: weights {setting} is no file; the published one is {self.url}")
+        raise UserError(
+            f"judge {judge} needs {self.file}: mkdir -p {folder} && curl -L -o {path} {self.url} "
+            f"(or say where it lies: --set {judge}.weights=PATH)"
+        )
+
+
+def model(setting: str, judge: str) -> Path:
+    """The folder of a model: the setting itself, or a copy of that repository from the hub.
+
+    Raises UserError if it is neither at hand nor to be had."""
+    folder = Path(setting).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(setting, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises many kinds; all mean the same here
+        raise UserError(
+            f"judge {judge} needs the model {setting} ({type(error).__name__}): hf download {setting} "
+            f"(or give a folder: --set {judge}.weights=FOLDER)"
+        ) from None
+
+
+def fingerprint(path: Path) -> str:
+    """The sha256 of a file; of a folder, that of its files' names and sha256s, sorted."""
+    return _fingerprint(path.resolve())
+
+
+@cache
+def _fingerprint(path: Path) -> str:
+    if path.is_file():
+        return files.sha256(path)
+    inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    lines = [f"{files.sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in inside]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
