@@ -20,7 +20,7 @@ from twinbench.data.geneval import CLASSES
 from twinbench.errors import UserError
 from twinbench.judges import known, mask2former, weights
 from twinbench.judges.base import Found, Pictures
-from twinbench.judges.network import Network, Settings, alike, tensors
+from twinbench.judges.network import Network, Settings, alike, pretrained, tensors
 from twinbench.settings import Strict
 
 if TYPE_CHECKING:
@@ -71,11 +71,7 @@ class Mask2Former(Network):
             made = mask2former.network()
             mask2former.load(made, mask2former.read(self.path), self.path)
         else:
-            loaded: Any = Model.from_pretrained(self.path, use_safetensors=True, output_loading_info=True)
-            made, told = loaded
-            lacking = set(told["missing_keys"]) - mask2former.UNUSED - {"criterion.empty_weight"}
-            if lacking or told["unexpected_keys"]:
-                raise UserError(f"{self.path} is no whole Mask2Former: {len(lacking)} tensors are missing")
+            made = pretrained(Model, self.path, self.device, unused=mask2former.UNUSED)
         check_classes(made.config.id2label, self.path)
         return made.eval().requires_grad_(False).to(self.device)
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SWIN_S: dict[str, Any] = {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
-UNUSED = {
+UNUSED = {  # of transformers' model, and of no consequence
     "model.pixel_level_module.encoder.swin.layernorm.weight",
     "model.pixel_level_module.encoder.swin.layernorm.bias",
+    "criterion.empty_weight",
 }
 SWIN, PIXELS, QUERIES = (
     "model.pixel_level_module.encoder.",
@@ -123,7 +124,7 @@ def _name(name: str) -> str:
 def load(network: Any, state: Mapping[str, Tensor], path: Any) -> None:
     """Put mmdet's tensors into transformers' model. Raises UserError unless each finds its place and none lacks."""
     told = network.load_state_dict(convert(state), strict=False)
-    lacking = sorted(set(told.missing_keys) - UNUSED - {"criterion.empty_weight"})
+    lacking = sorted(set(told.missing_keys) - UNUSED)
     if lacking or told.unexpected_keys:
         raise UserError(
             f"{path} does not fit: {len(lacking)} tensors are missing ({', '.join(lacking[:2])}), "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from pydantic import Field
 
-from twinbench.errors import WorkError
+from twinbench.errors import UserError, WorkError
 from twinbench.judges import weights
 from twinbench.judges.base import Judge
 from twinbench.settings import Strict
@@ -95,3 +95,15 @@ def tensors(pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             raise ValueError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
         yield torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float()
+
+
+def pretrained(kind: Any, folder: Path, device: Any, dtype: str = "float32", unused: Iterable[str] = ()) -> Any:
+    """A transformers model from safetensors, for answering. UserError if any of its tensors lacks but the unused."""
+    try:
+        network, told = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no {kind.__name__}: {str(error).splitlines()[0]}") from None
+    lacking = sorted(set(told["missing_keys"]) - set(unused))
+    if lacking or told["mismatched_keys"]:
+        raise UserError(f"{folder} is no whole {kind.__name__}: {len(lacking)} tensors are missing, as {lacking[:1]}")
+    return network.eval().requires_grad_(False).to(device)
