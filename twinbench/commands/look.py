@@ -56,7 +56,7 @@ def show(
     loaded = recipes.load(recipe, sets)
     if diff:
         a, b = (
-            recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "source", "label"})
+            recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "source", "label", "preset", "like"})
             for label in diff
         )
         if rows := recipes.difference(a, b):
