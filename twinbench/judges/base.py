@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from twinbench import plugins
+from twinbench.errors import UserError
 from twinbench.settings import Strict, validate
 
 Pictures = Sequence[np.ndarray]
@@ -95,6 +97,7 @@ class Judge(ABC):
     Config: ClassVar[type[Strict]] = Strict
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()  # what computes the answer, apart from this package
+    install: ClassVar[str] = "twinbench"  # what pip is told where one of them lacks
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config or self.Config()
@@ -111,8 +114,11 @@ class Judge(ABC):
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """Name, rules, weights' full sha256 and package versions."""
-        packages = {package: installed(package).split("+")[0] for package in self.packages}
+        """Name, rules, weights' full sha256 and package versions. UserError where a package or the weights lack."""
+        try:
+            packages = {package: installed(package).split("+")[0] for package in self.packages}
+        except PackageNotFoundError as error:
+            raise UserError(f"judge {self.name} needs {error.name}: pip install {self.install}") from None
         return {"judge": self.name, "rules": self.rules, "weights": self.weights, **packages}
 
     @cached_property

@@ -74,7 +74,7 @@ class Clip(Network):
             other = name + "-quickgelu" if self.config.quick_gelu else name.removesuffix("-quickgelu")
             raise UserError(
                 f"judge {self.name}: {name} has {'QuickGELU' if quick else 'GELU'}, which its weights were not trained "
-                f"with; --set {self.name}.model={other}, or quick_gelu={str(quick).lower()} for other weights"
+                f"with; {self.name}.model={other}, or quick_gelu={str(quick).lower()} for other weights"
             )
         network = network.float().eval().requires_grad_(False).to(self.device)
         return network, transform, open_clip.get_tokenizer(name)

@@ -26,12 +26,6 @@ from twinbench.settings import Strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-OFFICIAL = weights.Published(
-    "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco_20220504_001756-c9d0c4f2.pth",
-    "https://download.openmmlab.com/mmdetection/v3.0/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco/"
-    "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco_20220504_001756-c9d0c4f2.pth",
-    "c9d0c4f2",
-)
 LONG, SHORT, MULTIPLE = 1333, 800, 32  # what a picture is resized to fit, and padded to
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TOP = 100  # (query, class) pairs a picture
@@ -56,7 +50,7 @@ class Mask2Former(Network):
     def path(self) -> Path:
         asked = self.config.weights
         if asked is None or asked.endswith(".pth"):
-            return OFFICIAL.find(asked, self.name)
+            return weights.file(asked, "geneval-detector", self.name)
         return weights.model(asked, self.name)
 
     @property

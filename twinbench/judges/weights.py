@@ -1,43 +1,31 @@
 """Where a judge's weights lie, and their sha256. Nothing is downloaded but from a model hub, by its own client.
 
-A file is looked for where the setting says, else in the folder `weights` of TWINBENCH_ASSETS. A model is a folder, or
-the id of a repository on the hub; only safetensors are read.
+A file is looked for where the setting says, else among the assets (`twinbench fetch`). A model is a folder, or the id
+of a repository on the hub; only safetensors are read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from twinbench import files
+from twinbench import assets, files
 from twinbench.errors import UserError
 
-ASSETS = "TWINBENCH_ASSETS"
 
-
-@dataclass(frozen=True)
-class Published:
-    """A file of weights as its authors published it; `sha256` are the digits that its name or page tells."""
-
-    file: str
-    url: str
-    sha256: str = ""
-
-    def find(self, setting: str | None, judge: str) -> Path:
-        """The file that the setting names, else the one among the assets. Raises UserError that says what to fetch."""
-        folder = Path(os.environ.get(ASSETS) or "assets") / "weights"
-        path = Path(setting).expanduser() if setting else folder / self.file
-        if path.is_file():
-            return path
-        if setting:
-            raise UserError(f"judge {judge}: weights {setting} is no file; the published one is {self.url}")
-        raise UserError(
-            f"judge {judge} needs {self.file}: mkdir -p {folder} && curl -L -o {path} {self.url} "
-            f"(or say where it lies: --set {judge}.weights=PATH)"
-        )
+def file(setting: str | None, asset: str, judge: str) -> Path:
+    """The file that the setting names, else the published one among the assets. Raises UserError that says what to
+    fetch."""
+    if setting is None:
+        try:
+            return assets.path(asset)
+        except UserError as error:
+            raise UserError(f"judge {judge}: {error}; or say where it lies: {judge}.weights=PATH") from None
+    path = Path(setting).expanduser()
+    if not path.is_file():
+        raise UserError(f"judge {judge}: weights {setting} is no file; twinbench fetch {asset} gets the published one")
+    return path
 
 
 def model(setting: str, judge: str) -> Path:
@@ -55,7 +43,7 @@ def model(setting: str, judge: str) -> Path:
     except Exception as error:  # the hub's client raises many kinds; all mean the same here
         raise UserError(
             f"judge {judge} needs the model {setting} ({type(error).__name__}): hf download {setting} "
-            f"(or give a folder: --set {judge}.weights=FOLDER)"
+            f"(or give a folder: {judge}.weights=FOLDER)"
         ) from None
 
 
