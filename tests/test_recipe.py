@@ -89,7 +89,7 @@ def test_every_shipped_method_resolves_and_its_evaluations_are_counted_right(nam
     for nfe in recipe.nfe_of(item):
         assert plan(item, nfe).counted == nfe
     for benchmark, options in item.eval.benchmarks.items():
-        plugins.benchmark(benchmark).Config.model_validate(options)
+        plugins.benchmark(benchmark, item.data.kind).Config.model_validate(options)
 
 
 def test_a_shipped_recipe_shares_all_but_what_its_blocks_say():

@@ -21,7 +21,7 @@ METRICS = {
 }
 
 
-def metrics_of(benchmark):
+def metrics_of(benchmark, world=None):
     return METRICS if benchmark == "geneval" else {}
 
 

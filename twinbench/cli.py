@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import compare, look
+from twinbench.commands import compare, data, look
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ COMMANDS = {
     "report": compare.report,
     "list": look.list_names,
     "show": look.show,
+    "fetch": data.fetch,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -34,7 +34,7 @@ def benchmarks(resolved: Resolved, names: Sequence[str] | None = None, prompts: 
             raise unknown("benchmark", name, sorted(known), f"recipe {resolved.recipe!r} has {', '.join(known)}")
     made = []
     for name in names or known:
-        kind = plugins.benchmark(name)
+        kind = plugins.benchmark(name, resolved.data.kind)
         made.append(kind(plugins.dataset(resolved.data.kind), kind.Config.model_validate(known[name]), prompts))
     return made
 

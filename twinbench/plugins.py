@@ -48,8 +48,10 @@ def dataset(name: str) -> Any:
     return _load("datasets", name)
 
 
-def benchmark(name: str) -> Any:
-    return _load("benchmarks", name)
+def benchmark(name: str, world: str | None = None) -> Any:
+    """The Benchmark class of this name: the world's own reading of it, `<name>-<world>`, where there is one."""
+    own = f"{name}-{world}"
+    return _load("benchmarks", own if world and own in _group("benchmarks") else name)
 
 
 def judge(name: str) -> Any:

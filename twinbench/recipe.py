@@ -176,7 +176,8 @@ def resolve(recipe: Recipe, label: str, seed: int = 0) -> Resolved:
         shared["backbone"]["weights"] = block.pop("weights")
     config = validate(plugins.method(name).Config, block, where).model_dump()
     for benchmark, options in recipe.eval.benchmarks.items():
-        validate(plugins.benchmark(benchmark).Config, options, f"recipe {recipe.name!r}, benchmark {benchmark!r}")
+        kind = plugins.benchmark(benchmark, recipe.data.kind)
+        validate(kind.Config, options, f"recipe {recipe.name!r}, benchmark {benchmark!r}")
     tree = {"recipe": recipe.name, "label": label, "method": name, "seed": seed, **shared, "config": config}
     tree |= {"preset": recipe.preset_of(label), "like": str(recipe.labels().get(label, {}).get("like", ""))}
     tree["own_nfe"] = tuple(over["sample"])

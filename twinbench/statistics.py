@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,11 +27,13 @@ Items = Sequence[Mapping[str, Any]]
 class Metric:
     """The plain mean over strata of the mean of `column` over the item rows that match `where`.
 
-    A row is {"key": ..., column: bool or float, stratum: ..., ...}; rows without that field are one stratum."""
+    A row is {"key": ..., column: bool or float, stratum: ..., ...}; rows without that field are one stratum. `each` is
+    what counts once in the mean: a row, or a key (the mean of its rows)."""
 
     column: str
     where: Mapping[str, str] = field(default_factory=dict, hash=False)
     stratum: str = "tag"
+    each: Literal["row", "key"] = "row"
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def _totals(metric: Metric, items: Items) -> dict[str, dict[str, tuple[float, in
         value = row[metric.column]
         total, count = out.setdefault(stratum, {}).get(key, (0.0, 0))
         out[stratum][key] = (total + (float("nan") if value is None else float(value)), count + 1)
+    if metric.each == "key":
+        out = {stratum: {k: (total / n, 1) for k, (total, n) in table.items()} for stratum, table in out.items()}
     return {stratum: dict(sorted(out[stratum].items())) for stratum in sorted(out)}
 
 

@@ -6,18 +6,36 @@ requests -> (drawn elsewhere) -> judge: evidence -> summarize: scores
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from twinbench.data.base import Request, World
+from twinbench.errors import UserError, WorkError
+from twinbench.judges.base import Pictures
+from twinbench.judges.base import judge as judge_of
+from twinbench.sections import Named
 from twinbench.settings import Strict
 from twinbench.statistics import Metric, evaluate
 
 Item = dict[str, Any]
+
+
+class Judging(Named):
+    """A judge by name, with its own settings beside it; the name alone will do."""
+
+    name: str
+
+    def made(self) -> Any:
+        """The judge itself; weights are loaded by its first question. Raises UserError for a wrong name or setting."""
+        return judge_of(self.name, self.options)
+
+
+Chosen = Annotated[Judging, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)]
 
 
 @dataclass(frozen=True)
@@ -31,21 +49,36 @@ class Evidence:
     reference: np.ndarray | None = None
 
 
+def join(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of several shares of the requests, in their order, as if they had been judged at once."""
+    items = [item for part in parts for item in part.items]
+    features = [part.features for part in parts if part.features is not None]
+    keys = [key for part in parts for key in part.keys]
+    reference = next((part.reference for part in parts if part.reference is not None), None)
+    return Evidence(items, np.concatenate(features) if features else None, keys, reference)
+
+
 class Benchmark(ABC):
-    """One benchmark for one world. Its class says which metrics its item rows carry."""
+    """One benchmark, for one embedded world or (world None) for pictures of any model. Its class says which metrics its
+    item rows carry.
+
+    A share of the requests may be judged alone and joined later, if it holds every copy of its keys."""
 
     Config: ClassVar[type[Strict]] = Strict  # its own settings
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
-    def __init__(self, world: type[World], config: Strict | None = None, prompts: str = "evaluation") -> None:
+    def __init__(self, world: type[World] | None = None, config: Any = None, prompts: str = "evaluation") -> None:
         """prompts: "evaluation", or "validation" where settings are chosen."""
-        self.world, self.config, self.prompts = world, config or self.Config(), prompts
+        self.world, self.prompts = world, prompts
+        self.config: Any = config or self.Config()
 
     def requests(self, limit: int | None = None) -> Sequence[Request]:
         """What is drawn; `limit`: prompts a task and split. By default what the world asks, so benchmarks share
-        images."""
+        images. Raises UserError where it needs prompts or data that are not here."""
+        if self.world is None:
+            raise UserError(f"{self.name} has no prompts of its own; evaluate it with the prompts of another benchmark")
         return self.world.requests(self.prompts, limit)
 
     @property
@@ -54,10 +87,48 @@ class Benchmark(ABC):
         """Who judges, with a version or hash: results of different judges never share a table."""
 
     @abstractmethod
-    def judge(self, samples: Tensor, requests: Sequence[Request]) -> Evidence:
-        """samples [n, ...] as `World.pixels` gives them, one a request."""
+    def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
+        """samples: one a request, of a world as `World.pixels` gives them (Tensor [n, ...]), else Pictures.
+
+        Raises WorkError where a picture is missing: nothing is left out."""
 
     def summarize(self, evidence: Evidence) -> dict[str, float]:
         """The scores, a pure function of the evidence."""
         scores = {name: evaluate(metric, evidence.items) for name, metric in self.metrics.items()}
         return {name: value for name, value in scores.items() if not np.isnan(value)}
+
+
+def limited(requests: Sequence[Request], limit: int | None) -> list[Request]:
+    """The requests of the first `limit` keys of each task; all of them without a limit."""
+    ranks: dict[str, dict[str, int]] = {}
+    for r in requests:
+        keys = ranks.setdefault(r.tag, {})
+        keys.setdefault(r.key, len(keys))
+    return [r for r in requests if limit is None or ranks[r.tag][r.key] < limit]
+
+
+def batches(
+    samples: Tensor | Pictures, requests: Sequence[Request], size: int
+) -> Iterator[tuple[list[np.ndarray], Sequence[Request]]]:
+    """Pictures with their requests, `size` at a time. Raises WorkError unless there is one picture a request."""
+    if len(samples) != len(requests):
+        raise WorkError(f"{len(requests)} pictures were asked for, {len(samples)} are there; none may be left out")
+    for start in range(0, len(requests), size):
+        part = requests[start : start + size]
+        yield [picture(samples[start + i]) for i in range(len(part))], part
+
+
+def picture(sample: Any) -> np.ndarray:
+    """A picture uint8 [h, w, 3], of one that is that already or of a Tensor uint8 [3, h, w]."""
+    return sample.permute(1, 2, 0).numpy() if isinstance(sample, Tensor) else sample
+
+
+def row_of(request: Request) -> Item:
+    """What every item row says of its picture."""
+    names = ("key", "copy", "prompt", "tag", "split")
+    return {name: getattr(request, name) for name in names}
+
+
+def identity(*judges: Any) -> str:
+    """Judges as one name, "name/version + name/version"."""
+    return " + ".join(f"{judge.name}/{judge.version}" for judge in judges)

@@ -14,6 +14,13 @@ class Headline:
 
 HEADLINES = {
     "geneval": (Headline("overall"), Headline("strict"), Headline("heldout")),
-    "fidelity": (Headline("fd", higher=False), Headline("kid", digits=5, higher=False)),
+    "geneval-rewritten": (Headline("overall"),),
+    "dpg": (Headline("corrected"), Headline("official")),
+    "fidelity": (
+        Headline("fd", higher=False),
+        Headline("fid", higher=False),
+        Headline("kid", digits=5, higher=False),
+        Headline("clip"),
+    ),
     "diversity": (Headline("distance", digits=3),),
 }

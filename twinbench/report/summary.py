@@ -21,7 +21,7 @@ from twinbench.report.headlines import HEADLINES, Headline
 from twinbench.results import Record
 from twinbench.statistics import Difference, Metric
 
-MetricsOf = Callable[[str], Mapping[str, Metric]]
+MetricsOf = Callable[[str, str | None], Mapping[str, Metric]]  # (benchmark, world)
 Place = tuple[str, int]  # (row, nfe)
 Drawn = tuple[frozenset[str], np.ndarray]  # (keys, bootstrap draws [draws, seeds]); paired if the keys are equal
 
@@ -79,11 +79,11 @@ class Board:
         return (max if headline.higher else min)(values) if values else float("nan")
 
 
-def declared(benchmark: str) -> Mapping[str, Metric]:
-    """The item metrics that the installed benchmark of this name declares."""
+def declared(benchmark: str, world: str | None = None) -> Mapping[str, Metric]:
+    """The item metrics that the installed benchmark of this name declares, in the world's own reading if it has one."""
     from twinbench import plugins
 
-    return plugins.benchmark(benchmark).metrics
+    return plugins.benchmark(benchmark, world).metrics
 
 
 def summarize(
@@ -101,7 +101,8 @@ def summarize(
     for record in found:
         parts = (record.run["recipe"], *(record.score[k] for k in ("benchmark", "version", "judge")))
         groups.setdefault((*map(str, parts), str(record.score.get("prompts", ""))), []).append(record)
-    boards = [board(group, names, metrics_of(key[1])) for key, group in sorted(groups.items(), key=_board_order)]
+    ordered = sorted(groups.items(), key=_board_order)
+    boards = [board(group, names, metrics_of(key[1], _world(group))) for key, group in ordered]
     return boards, costs(found, names)
 
 
@@ -114,6 +115,10 @@ def _of_preset(found: Sequence[Record], preset: str) -> list[Record]:
     chosen = [r for r in found if part(r, "preset") == preset]
     bases = {(r.run["recipe"], part(r, "like")) for r in chosen if preset}
     return chosen + [r for r in found if not part(r, "preset") and (r.run["recipe"], r.run["label"]) in bases]
+
+
+def _world(group: Sequence[Record]) -> str | None:
+    return group[0].run.get("resolved", {}).get("data", {}).get("kind")
 
 
 def _board_order(group: tuple[tuple[str, ...], Any]) -> tuple[Any, ...]:

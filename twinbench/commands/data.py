@@ -1,0 +1,34 @@
+"""fetch: public data and weights that are not shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fetch(
+    name: Annotated[list[str] | None, typer.Argument(help="Assets; without one, lists what there is.")] = None,
+    copy: Annotated[
+        Path | None,
+        typer.Option("--from", help="A local file, or a folder that holds the files: nothing is downloaded."),
+    ] = None,
+) -> None:
+    """Download public data from their official place, or take a local copy, and check them. Goes on where it stopped.
+
+    Example: twinbench fetch dpg geneval-rewritten
+    """
+    from twinbench import assets
+    from twinbench.console import bar
+
+    if not name:
+        for each, asset in assets.ASSETS.items():
+            there = all((assets.root() / file.path).is_file() for file in asset.files)
+            typer.echo(f"{each:<18} {'here' if there else '-':<5} {asset.about} ({asset.licence})")
+    for each in name or ():
+        with bar(f"fetch {each}") as show:
+            for part, done, total in assets.fetch(each, copy):
+                show(done / total if total else 0.0, f"{part}  {done / 1e6:.1f} MB")
+        for file in assets.asset(each).files:
+            typer.echo(assets.root() / file.path)
