@@ -1,8 +1,5 @@
 """One batch, many micro-batches and masked passes are the same training step, in loss and in gradient."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from tiny import Tiny, load
@@ -288,14 +285,3 @@ def test_the_papers_form_splits_the_batch():
         "fake": (draws.twins,) * 2,
         "rectify": (draws.twins,) * 2,
     }
-
-
-def test_the_method_that_contributing_shows_is_one():
-    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    names = {"__name__": "contributing"}
-    sys.modules["contributing"] = type(sys)("contributing")
-    exec(text.split("```python\n")[1].split("```")[0], names)
-    mine = names["Mine"](names["Mine"].Config(scale=2.0))
-    draws = mine.draw(data(), rng_of(range(TOTAL)), TURN)
-    terms = mine.loss(networks_of()[1], data(), draws, TURN)
-    assert terms.losses["mine"].rows.shape == (TOTAL,) and terms.total().requires_grad
