@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import compare, data, look
+from twinbench.commands import audit, compare, data, look
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ COMMANDS = {
     "list": look.list_names,
     "show": look.show,
     "fetch": data.fetch,
+    "audit": audit.audit,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

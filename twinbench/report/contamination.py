@@ -1,0 +1,32 @@
+"""The audit of a recipe's training captions as a table, beside its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twinbench import files
+from twinbench.audit import KINDS
+from twinbench.report.tables import Table
+
+
+def audits(results: Path, recipes: Iterable[str]) -> dict[str, list[Table]]:
+    """{recipe: the table of results/<recipe>/audit.json}, of the recipes that have one."""
+    places = {recipe: results / recipe / "audit.json" for recipe in recipes}
+    return {recipe: [table(recipe, files.read_json(place))] for recipe, place in places.items() if place.is_file()}
+
+
+def table(recipe: str, audit: Mapping[str, Any]) -> Table:
+    """One row a task: how many of its prompts some training caption matches, by the strictest kind of match."""
+    rows = []
+    for bench, tasks in audit["benchmarks"].items():
+        for name, task in tasks.items():
+            counts = tuple(str(task["matched"][kind]) for kind in KINDS)
+            rows.append((f"{bench} {name}", str(task["prompts"]), *counts, str(task["captions"])))
+    caption = (
+        f"prompts that some of {audit['captions']:,} training captions matches, under the strictest kind; "
+        f"{audit['flagged']:,} captions match, {audit['template']:,} begin as GenEval's do"
+    )
+    header = ("task", "prompts", *KINDS, "captions")
+    return Table(f"{recipe}-audit", "contamination of the training captions", caption, header, tuple(rows))
