@@ -1,7 +1,7 @@
 """Halfway consistency: one jump to the data agrees with two, through the middle of the way.
 
-flow     v(x_t, t, t) -> z - x                                          on a share of the rows
-halfway  v(x_t, t, 0) -> [v(x_t, t, t/2) + v(x_{t/2}, t/2, 0)] / 2      on the others, x_{t/2} = x_t - t/2 v(x_t, t, t/2)
+flow     v(x_t, t, t) -> z - x                                on a share of the rows
+halfway  v(x_t, t, 0) -> [v(x_t, t, s) + v(x_s, s, 0)] / 2    on the others, s = t/2, x_s = x_t - s v(x_t, t, s)
 """
 
 from dataclasses import dataclass
