@@ -11,6 +11,7 @@ import numpy as np
 
 from twinbench.results import Record
 
+BASE = "flow-matching"  # what the pace of the others is measured by
 COSTS = ("steps", "images", "network_passes", "seconds", "cpu_seconds", "peak_bytes")
 
 
@@ -29,7 +30,19 @@ class Cost:
     peak_bytes: float
     networks: int  # held at once
     parameters: int  # of all of them
+    held_bytes: int  # with gradients and moments where trained
+    student: int  # parameters of the student alone
+    relative: float  # CPU seconds a step, over those of the recipe's flow matching; nan without one
     finished: bool
+
+    @property
+    def passes_a_row(self) -> float:
+        """Network passes of one row of a step."""
+        return self.network_passes / self.images if self.images else float("nan")
+
+    @property
+    def bytes_a_parameter(self) -> float:
+        return self.held_bytes / self.student if self.student else float("nan")
 
 
 def is_teacher(run: Mapping[str, Any]) -> bool:
@@ -46,12 +59,27 @@ def costs(found: Sequence[Record], names: Mapping[tuple[str, str, str], str]) ->
     for record in found:
         key = (record.run["recipe"], not is_teacher(record.run), row_of(record, names))
         runs.setdefault(key, {})[record.folder] = record.run
+    base = {recipe: _pace(group) for (recipe, _, _), group in runs.items() if _method(group) == BASE}
     out = []
     for (recipe, _, row), by_folder in sorted(runs.items()):
         group = list(by_folder.values())
         means = {name: float(np.mean([float(run.get(name) or 0) for run in group])) for name in COSTS}
         networks = group[0].get("networks") or []
         held = {"networks": len(networks), "parameters": sum(int(net["parameters"]) for net in networks)}
+        held |= {"held_bytes": sum(int(net["bytes"]) for net in networks)}
+        held |= {"student": int(networks[0]["parameters"]) if networks else 0}
+        relative = _pace(by_folder) / base.get(recipe, float("nan"))
         done = all(run.get("finished", True) for run in group)
-        out.append(Cost(recipe=recipe, row=row, runs=len(group), finished=done, **held, **means))  # type: ignore[arg-type]
+        cost = {**held, **means, "relative": relative}
+        out.append(Cost(recipe=recipe, row=row, runs=len(group), finished=done, **cost))  # type: ignore[arg-type]
     return out
+
+
+def _method(group: Mapping[Path, Mapping[str, Any]]) -> str:
+    return str(next(iter(group.values()))["method"])
+
+
+def _pace(group: Mapping[Path, Mapping[str, Any]]) -> float:
+    """CPU seconds a step."""
+    steps = sum(float(run.get("steps") or 0) for run in group.values())
+    return sum(float(run.get("cpu_seconds") or 0) for run in group.values()) / steps if steps else float("nan")
