@@ -6,11 +6,13 @@ instantaneous one, t < 0 asks the same network about its own fake trajectory (Tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Cond = dict[str, Tensor]
@@ -20,11 +22,13 @@ Hop = Literal["end", "next", "same"]  # what a sampler asks of each call: r = 0,
 
 @dataclass(frozen=True)
 class Batch:
-    """x [n, ...] clean samples, or None where only prompts are given; cond and null: n conditions and n empty ones."""
+    """x [n, ...] clean samples, or None where only prompts are given; cond and null: n conditions and n empty ones.
+    z [n, ...]: the noise that the frozen teacher carried to x, where x is its sample (`Method.pairs`)."""
 
     x: Tensor | None
     cond: Cond
     null: Cond
+    z: Tensor | None = None
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -50,8 +54,22 @@ def take(cond: Cond, rows: Tensor) -> Cond:
 
 
 def join(a: Cond, b: Cond) -> Cond:
-    """Two conditions, one after the other."""
-    return {name: torch.cat([a[name], b[name]]) for name in a}
+    """Two conditions, one after the other; the one of fewer tokens (dimension 1) is filled up with zeros, which a mask
+    reads as absent."""
+    return {name: torch.cat(_level(a[name], b[name])) for name in a}
+
+
+def _level(a: Tensor, b: Tensor) -> list[Tensor]:
+    if a.ndim < 2 or a.shape[1] == b.shape[1]:
+        return [a, b]
+    tokens = max(a.shape[1], b.shape[1])
+    return [F.pad(v, [*[0, 0] * (v.ndim - 2), 0, tokens - v.shape[1]]) for v in (a, b)]
+
+
+def dropped(cond: Cond, null: Cond, rows: Tensor) -> Cond:
+    """The condition, with the empty one in some rows (a mask [n])."""
+    levelled = {name: _level(null[name], value) for name, value in cond.items()}
+    return {name: torch.where(expand(rows, value), empty, value) for name, (empty, value) in levelled.items()}
 
 
 def times_like(x: Tensor) -> torch.dtype:
@@ -69,6 +87,20 @@ def guided(v: Velocity, null: Cond, scale: float) -> Velocity:
         return free + scale * (v(x, t, r, cond) - free)
 
     return guided_velocity
+
+
+@contextmanager
+def inputs_only(v: Velocity) -> Iterator[None]:
+    """Within it, gradients flow through a network to its inputs, and none to its parameters."""
+    network = v.velocity if isinstance(v, Counted) else v
+    held = [p for p in network.parameters() if p.requires_grad] if isinstance(network, torch.nn.Module) else []
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
 
 
 class Counted:

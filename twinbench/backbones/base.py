@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
 
 from twinbench import plugins
+from twinbench.errors import UserError
 from twinbench.flow import Cond
 from twinbench.settings import Strict
 
@@ -19,10 +21,20 @@ class Backbone(nn.Module, ABC):
 
     Config: ClassVar[type[Strict]] = Strict  # the sizes of the network
 
+    lora_targets: str = ""  # the linear layers that adapters sit on: one pattern of whole module names
+    full: tuple[str, ...] = ()  # submodules that are trained whole beside adapters, each adapter's its own copy
+    recomputing: Callable[[], Any] = staticmethod(noop_context_fn)  # context_fn of every torch checkpoint within
+
     shape: tuple[int, ...]  # of one latent
+    blocks: Sequence[nn.Module] | nn.ModuleList  # what is sharded and recomputed, piece by piece, where there are such
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor: ...
+
+    def pretrained(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        """The velocity as the initial weights know it, asked with all adapters off: a teacher's. Where the network
+        takes (t, r) in a form that its initial weights have not seen, this gives them t itself."""
+        return self(x, t, r, cond)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Cond:
@@ -32,6 +44,11 @@ class Backbone(nn.Module, ABC):
     def pixels(self, x: Tensor) -> Tensor:
         """Latents [n, *shape] -> what is stored and judged: uint8 pictures [n, channels, h, w], or points as they
         are."""
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """uint8 pictures [n, 3, h, w] -> latents [n, *shape], float. Raises UserError where there is no encoder of
+        pictures."""
+        raise UserError(f"{type(self).__name__} has no encoder of pictures; its samples are what its data hold")
 
     def null(self, n: int) -> Cond:
         """n empty conditions."""

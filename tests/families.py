@@ -1,0 +1,75 @@
+"""Tiny pipelines of the large models, their backbones and their stock images."""
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import torch
+from diffusers.utils import logging
+from transformers.utils import logging as words_logging
+
+from twinbench import plugins
+from twinbench.backbones.pipeline import pack
+from twinbench.backbones.tiny import tiny
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+words_logging.set_verbosity_error()
+words_logging.disable_progress_bar()
+
+WORDED = ["qwen-image", "sd3", "sana", "z-image", "flux"]
+FAMILIES = [*WORDED, "dit"]
+PACKED = ("qwen-image", "flux")
+OFFICIAL = ["qwen-image", "sd3", "sana"]
+SIDE = 64
+T, R = torch.tensor([0.9, 0.37]), torch.tensor([0.0, 0.2])
+_HOLD = tempfile.TemporaryDirectory()
+
+
+@cache
+def folder(name) -> Path:
+    return tiny(name, Path(_HOLD.name) / name)
+
+
+def backbone(name, seed=0, **options):
+    kind = plugins.backbone(name)
+    torch.manual_seed(seed)
+    options = {"model": str(folder(name)), "resolution": SIDE} | options
+    if name == "dit":
+        options = {"pretrained": True} | options
+    return kind(kind.Config(**options))
+
+
+def prompts(name):
+    return ["1", "ostrich"] if name == "dit" else ["a cat", "a red bench in the rain"]
+
+
+def noise(network, seed=1):
+    return torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def disturb(network, seed=3):
+    """Give the second time something to say."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.target_time.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+    return network
+
+
+def stock_images(pipeline, network, name, z, **options):
+    """What the unmodified pipeline draws from this noise: [n, 3, SIDE, SIDE] in [0, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "sana":
+        options["use_resolution_binning"] = False
+    options |= {"height": SIDE, "width": SIDE, "output_type": "pt", **network.unguided}
+    return pipeline(prompt=prompts(name), latents=pack(z) if name in PACKED else z.clone(), **options).images
+
+
+def decoded(network, x):
+    with torch.no_grad():
+        return (network.decoded(network.codec.vae(network.device), x) / 2 + 0.5).clamp(0, 1)
