@@ -14,7 +14,8 @@ import pytest
 import torch
 from small import TINY, files, resolved, trained
 
-from twinbench.evaluation import evaluate_run
+from twinbench.evaluation import evaluate as judged
+from twinbench.subjects import of_run
 from twinbench.tensors import read_tensors
 from twinbench.training.start import measured, start
 
@@ -34,7 +35,7 @@ def train(runs, recipe, label, settings):
 
 
 def evaluate(folder, results):
-    for _ in evaluate_run(folder, None, None, None, (), results):
+    for _ in judged(*of_run(folder, None, None, (), "evaluation"), results):
         pass
 
 
@@ -42,7 +43,8 @@ def evaluate(folder, results):
 def warm(tmp_path_factory):
     """What is imported at its first use is imported here, so that the times below are those of the work."""
     folder = tmp_path_factory.mktemp("warm")
-    for _ in evaluate_run(trained(folder, "moons", "twinflow", *EVALUATION), [1], None, 2, (), folder / "results"):
+    run = trained(folder, "moons", "twinflow", *EVALUATION)
+    for _ in judged(*of_run(run, [1], None, (), "evaluation"), folder / "results", limit=2):
         pass
 
 

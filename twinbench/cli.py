@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import audit, compare, data, look
+from twinbench.commands import audit, compare, data, evaluate, look
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
 COMMANDS = {
     "bench": compare.bench,
     "train": compare.train,
-    "eval": compare.evaluate,
+    "eval": evaluate.evaluate,
     "report": compare.report,
     "list": look.list_names,
     "show": look.show,

@@ -1,79 +1,204 @@
 """draw -> judge -> summarize, each of which can be stopped, resumed and repeated alone.
 
-`drawing` draws and stores; judging again draws nothing.
+Who is evaluated is a `Subject` (`twinbench.subjects`): a run, a pipeline, a folder of images. All is drawn before
+anything is judged, so a large model leaves before the judges come.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from twinbench import plugins
-from twinbench import recipe as recipes
 from twinbench import run as run_files
 from twinbench.benchmarks.base import Benchmark, Evidence
-from twinbench.data.base import Request
-from twinbench.drawing import Drawing, drawing_of
-from twinbench.errors import UserError, unknown
-from twinbench.recipe import Resolved, digest
+from twinbench.benchmarks.base import Judging as Chosen
+from twinbench.data.base import Request, World
+from twinbench.errors import WorkError, unknown
+from twinbench.judging import Judging
+from twinbench.ranks import ALONE, Ranks
+from twinbench.recipe import digest
 from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
-from twinbench.sampler import plan
+from twinbench.settings import validate
+from twinbench.sources.base import Source, Subject
 from twinbench.statistics import standard_error
-from twinbench.training.start import trained
 
-# ---- judge, summarize ----
+# ---- what is asked ----
 
 
-def benchmarks(resolved: Resolved, names: Sequence[str] | None = None, prompts: str = "evaluation") -> list[Benchmark]:
-    """The recipe's benchmarks, or some of them by name. Raises UserError for one that the recipe does not have."""
-    known = resolved.eval.benchmarks
+def benchmarks(
+    known: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    *,
+    data: str | None = None,
+    prompts: str = "evaluation",
+    where: str = "these settings",
+) -> list[Benchmark]:
+    """The benchmarks of some settings {name: settings}, or some of them by name. data: a dataset; if it is an embedded
+    world, the benchmarks are those of that world. Raises UserError for one that the settings do not have."""
     for name in names or ():
         if name not in known:
-            raise unknown("benchmark", name, sorted(known), f"recipe {resolved.recipe!r} has {', '.join(known)}")
+            raise unknown("benchmark", name, sorted(known), f"{where} has {', '.join(known)}")
+    world = plugins.dataset(data) if data else None
+    world = world if isinstance(world, type) and issubclass(world, World) else None
     made = []
     for name in names or known:
-        kind = plugins.benchmark(name, resolved.data.kind)
-        made.append(kind(plugins.dataset(resolved.data.kind), kind.Config.model_validate(known[name]), prompts))
+        kind = plugins.benchmark(name, data if world else None)
+        config = validate(kind.Config, dict(known[name]), f"{where}, benchmark {name!r}")
+        made.append(kind(world, config, prompts))
     return made
 
 
-def stem_of(benchmark: Benchmark, drawing: Drawing, limit: int | None) -> str:
-    """The name of a score's files; neither a quick look with a limit nor one at validation prompts takes the place of
-    the whole."""
-    prompts = "" if benchmark.prompts == "evaluation" else f"-{benchmark.prompts}"
-    return f"{benchmark.name}-nfe{drawing.plan.nfe}{prompts}" + (f"-limit{limit}" if limit else "")
+@dataclass(frozen=True)
+class Job:
+    """One score that is to be made."""
+
+    benchmark: Benchmark
+    source: Source
+    requests: Sequence[Request]
+    limit: int | None
+
+    @property
+    def stem(self) -> str:
+        """The name of the score's files; neither a quick look with a limit nor one at validation prompts takes the
+        place of the whole."""
+        prompts = "" if self.benchmark.prompts == "evaluation" else f"-{self.benchmark.prompts}"
+        return f"{self.benchmark.name}-nfe{self.source.plan.nfe}{prompts}" + (
+            f"-limit{self.limit}" if self.limit else ""
+        )
+
+    @property
+    def asked(self) -> str:
+        """What was asked, as a name and a hash that changes with --limit."""
+        return f"{self.source.prompts}#{digest([(r.key, r.copy, r.prompt) for r in self.requests])[:8]}"
+
+    def identity(self) -> dict[str, Any]:
+        b, drawing = self.benchmark, self.source.folder.name
+        return {"drawing": drawing, "judge": b.judge_name, "version": b.version, "prompts": self.asked}
+
+    def stands(self, target: Path) -> bool:
+        """Whether this very score is in the results already; one that cannot be read is made anew."""
+        try:
+            old = read_json(target / f"{self.stem}.json")
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(old.get(key) == value for key, value in self.identity().items())
 
 
-def score(folder: Path, run: dict[str, Any], benchmark: Benchmark, drawing: Drawing, limit: int | None) -> Path:
-    """Judge the stored samples and write the score, its evidence and run.json into the results folder of the run."""
-    start, requests = time.perf_counter(), benchmark.requests(limit)
-    evidence = benchmark.judge(drawing.read(requests), requests)
-    values = benchmark.summarize(evidence)
-    stem = stem_of(benchmark, drawing, limit)
-    _write_evidence(folder, stem, benchmark, evidence)
-    path = folder / f"{stem}.json"
-    write_json(folder / "run.json", run)
-    write_json(
-        path,
-        {
-            "schema": SCORE,
-            "benchmark": benchmark.name,
-            "version": benchmark.version,
-            "judge": benchmark.judge_name,
-            "prompts": prompts_of(drawing.prompts, requests),
-            "nfe": drawing.plan.nfe,
-            "nfe_counted": drawing.plan.counted,
-            "schedule": drawing.plan.as_dict(),
-            "drawing": drawing.folder.name,
-            "n": len(requests),
-            "copies": 1 + max(r.copy for r in requests),
-            "metrics": {name: _metric(benchmark, evidence, name, value) for name, value in values.items()},
-            "seconds": round(time.perf_counter() - start, 3),
-        },
-    )
-    return path
+# ---- the whole ----
+
+
+def evaluate(
+    subject: Subject,
+    made: Sequence[Benchmark],
+    results: Path,
+    *,
+    limit: int | None = None,
+    again: bool = False,
+    keep_going: bool = False,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[float, str]]:
+    """Draw and judge a subject under all of its plans; yields progress, in [0, 1] with a note.
+
+    A score that stands already for the same drawing, prompts and judge is kept (`again` judges anew). Raises WorkError
+    for a picture or judge that fails; with `keep_going` it counts as wrong and says so."""
+    target = place(results, subject)
+    asked = {benchmark: benchmark.requests(limit) for benchmark in made}
+    jobs = [
+        Job(benchmark, subject.source(plan, benchmark.prompt_set, requests), requests, limit)
+        for plan in subject.plans
+        for benchmark, requests in asked.items()
+    ]
+    jobs = [job for job in jobs if again or not job.stands(target)]
+    ranks.wait()
+    for benchmark in dict.fromkeys(job.benchmark for job in jobs):
+        examine(benchmark)
+    work = sum((job.source.plan.nfe + 1) * len(job.requests) for job in jobs)
+    done = 0
+    for job in jobs:
+        share, plan, start, first = (
+            ranks.share(job.requests, job.source.block),
+            job.source.plan,
+            time.perf_counter(),
+            -1,
+        )
+        for count in job.source.draw(share):
+            first = count if first < 0 else first
+            pace = (count - first) / max(time.perf_counter() - start, 1e-9)
+            yield (done + plan.nfe * count * ranks.size) / work, f"NFE {plan.nfe}  {pace:.2g} images/s"
+        done += plan.nfe * len(job.requests)
+    ranks.wait()
+    subject.release()
+    for job in jobs:
+        judging, start = Judging(job.benchmark, job.source, job.requests, keep_going=keep_going), time.perf_counter()
+        if again and ranks.first:
+            judging.clear()
+        ranks.wait()
+        for count in judging.judge(ranks):
+            yield min(1.0, (done + count * ranks.size) / work), f"NFE {job.source.plan.nfe}  {job.benchmark.name}"
+        ranks.wait()
+        if ranks.first:
+            write(target, subject.record, job, judging.result(), time.perf_counter() - start)
+            judging.clear()
+        ranks.wait()
+        done += len(job.requests)
+    yield 1.0, ", ".join(f"NFE {plan.nfe}" for plan in subject.plans)
+
+
+def place(results: Path, subject: Subject) -> Path:
+    """The results folder of a subject."""
+    return results / subject.record["recipe"] / run_files.name_of(subject.record)
+
+
+def examine(benchmark: Benchmark) -> None:
+    """Ask the judges of a benchmark what is known, once a process. Raises WorkError if one fails."""
+    for _, setting in benchmark.config:
+        if isinstance(setting, Chosen):
+            _examine(setting.made())
+
+
+@cache
+def _examine(judge: Any) -> None:
+    try:
+        if hasattr(judge, "selftest"):
+            judge.selftest()
+    except WorkError as error:
+        raise WorkError(f"nothing is judged: {judge.name} fails its own test ({error}; twinbench doctor)") from None
+
+
+# ---- a score ----
+
+
+def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, seconds: float) -> None:
+    """Summarize; write the evidence, the score and run.json into the results folder of the subject."""
+    b, plan = job.benchmark, job.source.plan
+    values = b.summarize(evidence)
+    errors = sum("error" in item for item in evidence.items)
+    score = {
+        "schema": SCORE,
+        "benchmark": b.name,
+        **job.identity(),
+        "nfe": plan.nfe,
+        "nfe_counted": plan.counted,
+        "schedule": plan.as_dict(),
+        "n": len(job.requests),
+        "copies": 1 + max(r.copy for r in job.requests),
+        "metrics": {name: _metric(b, evidence, name, value) for name, value in values.items()},
+        "seconds": round(seconds, 3),
+        **({"errors": errors} if errors else {}),
+    }
+    if evidence.items:
+        write_items(target / f"{job.stem}.items.jsonl.gz", evidence.items)
+    if evidence.features is not None:
+        write_features(target / f"{job.stem}.features.npz", evidence.features, evidence.keys)
+    if evidence.reference is not None:
+        write_reference(target.parent / f"{b.name}-reference.npz", evidence.reference, b.judge_name)
+    write_json(target / "run.json", record)
+    write_json(target / f"{job.stem}.json", score)
 
 
 def _metric(benchmark: Benchmark, evidence: Evidence, name: str, value: float) -> dict[str, Any]:
@@ -82,92 +207,3 @@ def _metric(benchmark: Benchmark, evidence: Evidence, name: str, value: float) -
         return {"value": value, "se": None, "n": len(evidence.features) if evidence.features is not None else 0}
     rows = [row for row in evidence.items if all(row[k] == v for k, v in metric.where.items())]
     return {"value": value, "se": standard_error(metric, evidence.items), "n": len(rows)}
-
-
-def _write_evidence(folder: Path, stem: str, benchmark: Benchmark, evidence: Evidence) -> None:
-    if evidence.items:
-        write_items(folder / f"{stem}.items.jsonl.gz", evidence.items)
-    if evidence.features is not None:
-        write_features(folder / f"{stem}.features.npz", evidence.features, evidence.keys)
-    if evidence.reference is not None:
-        write_reference(folder.parent / f"{benchmark.name}-reference.npz", evidence.reference, benchmark.judge_name)
-
-
-def prompts_of(name: str, requests: Sequence[Request]) -> str:
-    """What was asked, as a name and a hash that changes with --limit."""
-    return f"{name}#{digest([(r.key, r.copy, r.prompt) for r in requests])[:8]}"
-
-
-# ---- a run, whole ----
-
-
-def evaluate_run(
-    folder: Path,
-    asked: Sequence[int] | None,
-    names: Sequence[str] | None,
-    limit: int | None,
-    sets: Sequence[str],
-    results: Path,
-    *,
-    prompts: str = "evaluation",
-    again: bool = False,
-) -> Iterator[tuple[float, str]]:
-    """Draw and judge one run at every asked number of evaluations, or at the recipe's; yields progress.
-
-    A score that stands already for the same drawing, prompts and judge is kept (`again` judges anew)."""
-    record = run_files.read(folder)
-    if not record["finished"]:
-        raise UserError(f"run {folder.name} is not finished; twinbench train {record['label']} goes on with it")
-    resolved = current(record, sets)
-    budgets = asked or recipes.nfe_of(resolved)
-    made = benchmarks(resolved, names, prompts)
-    plans = [plan(resolved, nfe) for nfe in budgets]
-    backbone = trained(resolved, folder / "weights.safetensors")
-    target = results / record["recipe"] / run_files.name_of(record)
-    world = resolved.data.kind
-    cost = sum(p.nfe for p in plans)
-    done = 0
-    for p in plans:
-        drawing = drawing_of(record, backbone, p, world, resolved.eval.chunk, folder / "images")
-        for benchmark in made:
-            requests = benchmark.requests(limit)
-            if not again and stands(target, benchmark, drawing, limit):
-                continue
-            start, first = time.perf_counter(), -1
-            for count in drawing.draw(requests):
-                first = count if first < 0 else first
-                pace = (count - first) / max(time.perf_counter() - start, 1e-9)
-                yield (done + p.nfe * count / len(requests)) / cost, f"NFE {p.nfe}  {pace:.0f} images/s"
-            score(target, record, benchmark, drawing, limit)
-        done += p.nfe
-        yield done / cost, f"NFE {p.nfe}"
-
-
-def current(record: dict[str, Any], sets: Sequence[str]) -> Resolved:
-    """A run's settings, with `sample` and `eval` as its recipe says them today: neither retrains anything."""
-    try:
-        stored = Resolved.model_validate(record["resolved"])
-    except ValueError:
-        raise UserError(f"run.json of {record['label']!r} was written by another version; train it again") from None
-    try:
-        today = recipes.resolve(recipes.load(stored.source or stored.recipe, list(sets)), stored.label, stored.seed)
-    except UserError:
-        if sets:
-            raise
-        return stored
-    return stored.model_copy(update={"sample": today.sample, "eval": today.eval})
-
-
-def stands(target: Path, benchmark: Benchmark, drawing: Drawing, limit: int | None) -> bool:
-    """Whether this very score is in the results already; one that cannot be read is made anew."""
-    try:
-        old = read_json(target / f"{stem_of(benchmark, drawing, limit)}.json")
-    except (FileNotFoundError, ValueError):
-        return False
-    new = {
-        "drawing": drawing.folder.name,
-        "judge": benchmark.judge_name,
-        "version": benchmark.version,
-        "prompts": prompts_of(drawing.prompts, benchmark.requests(limit)),
-    }
-    return all(old.get(key) == value for key, value in new.items())

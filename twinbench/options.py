@@ -34,6 +34,17 @@ def numbers(text: str) -> list[int]:
     return sorted(set(values))
 
 
+def falling(text: str) -> list[float]:
+    """Sigmas such as 0.999,0.6. Raises UserError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not values[0] <= 1 or not values[-1] > 0 or values != sorted(set(values), reverse=True):
+        raise UserError(f"--sigmas {text}: sigmas fall within (0, 1], as in --sigmas 0.999,0.6")
+    return values
+
+
 def titled(recipe: str | None) -> str | None:
     """The name under which runs of a recipe are kept: of a file, its stem."""
     return Path(recipe).stem if recipe and recipe.endswith((".yaml", ".yml")) else recipe

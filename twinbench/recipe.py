@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,7 +106,7 @@ def _folder() -> Any:
 
 def load(name: str, overrides: list[str] | None = None) -> Recipe:
     """A shipped recipe by name, or a YAML file by path, with `a.b=c` overrides. Raises UserError for bad input."""
-    recipe = validate(Recipe, _override(_read(name), overrides or []), f"recipe {name!r}")
+    recipe = validate(Recipe, overridden(_read(name), overrides or []), f"recipe {name!r}")
     plugins.check("backbones", recipe.backbone.name)
     plugins.check("datasets", recipe.data.kind)
     for benchmark in recipe.eval.benchmarks:
@@ -134,7 +135,8 @@ def _read(name: str) -> dict[str, Any]:
     return {"name": title, **tree, "source": "" if name in shipped() else name}
 
 
-def _override(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A tree of settings with `a.b=c` laid over it. Raises UserError for one that does not read so."""
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:

@@ -82,6 +82,11 @@ class Benchmark(ABC):
         return self.world.requests(self.prompts, limit)
 
     @property
+    def prompt_set(self) -> str:
+        """Whose prompts these are: noise and images belong to it, so benchmarks of one set share their images."""
+        return self.world.name if self.world else self.name
+
+    @property
     @abstractmethod
     def judge_name(self) -> str:
         """Who judges, with a version or hash: results of different judges never share a table."""
@@ -91,6 +96,9 @@ class Benchmark(ABC):
         """samples: one a request, of a world as `World.pixels` gives them (Tensor [n, ...]), else Pictures.
 
         Raises WorkError where a picture is missing: nothing is left out."""
+
+    def settle(self, items: Sequence[Item]) -> None:
+        """Set what a row says of the other rows of its prompt, after some of them changed."""
 
     def summarize(self, evidence: Evidence) -> dict[str, float]:
         """The scores, a pure function of the evidence."""

@@ -97,7 +97,7 @@ class GenEval(Benchmark):
             if len(found) != len(pictures):
                 raise WorkError(f"{detector.name} judged {len(found)} of {len(pictures)} pictures")
             items += self._judged(pictures, part, found)
-        _mark_prompts(items)
+        self.settle(items)
         return Evidence(items)
 
     def _judged(
@@ -135,6 +135,14 @@ class GenEval(Benchmark):
         kept = keep(found, limit, self.config.max_objects, self.config.max_overlap)
         return {name: [[round(float(x), 4) for x in (*f.box, f.score)] for f in items] for name, items in kept.items()}
 
+    def settle(self, items: Sequence[Item]) -> None:
+        """`any`: whether a prompt has any right picture, in every row of it."""
+        right: dict[str, bool] = {}
+        for row in items:
+            right[row["key"]] = right.get(row["key"], False) or row["correct"]
+        for row in items:
+            row["any"] = right[row["key"]]
+
     def summarize(self, evidence: Evidence) -> dict[str, float]:
         copies: dict[str, int] = {}
         for row in evidence.items:
@@ -154,12 +162,3 @@ class GenEvalRewritten(GenEval):
         if len(rewritten) != len(mended) or mended != prompts():
             raise UserError(f"{path} does not hold GenEval's 553 records; twinbench fetch geneval-rewritten gets them")
         return rewritten
-
-
-def _mark_prompts(items: Sequence[Item]) -> None:
-    """`any`: whether a prompt has any right picture, in every row of it."""
-    right: dict[str, bool] = {}
-    for row in items:
-        right[row["key"]] = right.get(row["key"], False) or row["correct"]
-    for row in items:
-        row["any"] = right[row["key"]]

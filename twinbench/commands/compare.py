@@ -1,4 +1,4 @@
-"""train, eval, report, and bench, which is the three of them for many methods and seeds."""
+"""train, report, and bench, which is train, eval and report for many methods and seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from twinbench.options import (
     Runs,
     Seed,
     Threads,
-    numbers,
     titled,
     words,
 )
@@ -92,56 +91,6 @@ def train(
         if not run.finished:
             run.write(**measured(trainer))
     typer.echo(run.folder)
-
-
-def evaluate(
-    run: Annotated[
-        list[str] | None, typer.Argument(help="Labels, fingerprints or folders; all runs by default.")
-    ] = None,
-    nfe: Annotated[str | None, typer.Option(help="Numbers of network evaluations, as in 1,2,4.")] = None,
-    bench: Annotated[
-        str | None, typer.Option(help="Benchmarks, as in geneval,fidelity; the recipe's by default.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only runs of this recipe.")] = None,
-    limit: Limit = None,
-    prompts: Prompts = "evaluation",
-    again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
-    sets: Overrides = None,
-    threads: Threads = 1,
-    runs: Runs = RUNS,
-    results: Results = RESULTS,
-) -> None:
-    """Draw and judge: every finished run that lacks the asked scores, or the runs that are named.
-
-    Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
-    """
-    asked = numbers(nfe) if nfe else None
-    if prompts not in ("evaluation", "validation"):
-        raise UserError(f"--prompts {prompts}: evaluation or validation")
-    import torch
-
-    from twinbench import run as folders
-    from twinbench.console import bar
-    from twinbench.evaluation import evaluate_run
-
-    torch.set_num_threads(threads)
-    chosen = folders.find(runs, run, titled(recipe)) if run else folders.finished(runs, titled(recipe))
-    if not chosen:
-        raise UserError(f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)")
-    refused = []
-    for folder in chosen:
-        try:
-            with bar(f"eval {folder.name}") as show:
-                work = evaluate_run(
-                    folder, asked, words(bench), limit, sets or [], results, prompts=prompts, again=again
-                )
-                for share, note in work:
-                    show(share, note)
-            typer.echo(results / folder.parent.name / folder.name)
-        except UserError as error:  # the other runs are judged all the same
-            refused.append(f"{folder.name}: {error}")
-    if refused:
-        raise UserError("; ".join(refused))
 
 
 def report(

@@ -1,0 +1,111 @@
+"""eval: draw and judge what can be evaluated: runs, a pipeline, a folder of images."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinbench.errors import UserError
+from twinbench.options import (
+    RESULTS,
+    RUNS,
+    Limit,
+    Overrides,
+    Prompts,
+    Results,
+    Runs,
+    Threads,
+    falling,
+    numbers,
+    titled,
+    words,
+)
+
+
+def evaluate(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Labels, fingerprints or folders; all runs by default.")
+    ] = None,
+    nfe: Annotated[str | None, typer.Option(help="Numbers of network evaluations, as in 1,2,4.")] = None,
+    bench: Annotated[
+        str | None, typer.Option(help="Benchmarks, as in geneval,fidelity; the recipe's by default.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only its runs; or whose settings hold.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="A diffusers pipeline: folder or repository.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder in GenEval's layout, of DPG's grids, or with manifest.jsonl.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="What a pipeline or folder is called.")] = None,
+    sigmas: Annotated[
+        list[str] | None, typer.Option(help="A pipeline's, as its network sees them: 0.999,0.6; may come again.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="A pipeline's; 1 is none.")] = None,
+    scheduler_shift: Annotated[float | None, typer.Option(min=0, help="Of a pipeline's scheduler.")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Side of a pipeline's pictures in pixels.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures that a pipeline draws at once.")] = 4,
+    limit: Limit = None,
+    prompts: Prompts = "evaluation",
+    again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="A picture that cannot be judged counts as wrong, and is told.")
+    ] = False,
+    sets: Overrides = None,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> None:
+    """Draw and judge: every finished run that lacks the asked scores, the runs that are named, or what is not ours.
+
+    Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
+    """
+    asked, given = numbers(nfe) if nfe else None, [falling(text) for text in sigmas or []]
+    if prompts not in ("evaluation", "validation"):
+        raise UserError(f"--prompts {prompts}: evaluation or validation")
+    if sum(map(bool, (run, pipeline, images))) > 1:
+        raise UserError("eval takes runs, or --pipeline, or --images")
+    if not pipeline and (given or guidance is not None or scheduler_shift is not None or size):
+        raise UserError("--sigmas, --guidance, --scheduler-shift and --size need --pipeline; a run has its recipe's")
+    import torch
+
+    from twinbench import run as folders
+    from twinbench import subjects
+    from twinbench.console import bar
+    from twinbench.evaluation import evaluate, place
+    from twinbench.ranks import together
+
+    torch.set_num_threads(threads)
+    names, overrides = words(bench), sets or []
+    work: dict[str, partial[subjects.Asked]] = {}
+    if pipeline:
+        steps = subjects.StepOptions(asked, given, guidance, scheduler_shift)
+        options = (recipe, names, overrides, prompts, runs, label)
+        work[pipeline] = partial(subjects.of_pipeline, pipeline, steps, *options, size=size, batch=batch)
+    elif images:
+        work[str(images)] = partial(subjects.of_images, images, asked, recipe, names, overrides, prompts, runs, label)
+    else:
+        chosen = folders.find(runs, run, titled(recipe)) if run else folders.finished(runs, titled(recipe))
+        work = {f.name: partial(subjects.of_run, f, asked, names, overrides, prompts) for f in chosen}
+        if not work:
+            raise UserError(
+                f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)"
+            )
+    refused = []
+    with together() as ranks:
+        for name, make in work.items():
+            try:
+                with bar(f"eval {name}") if ranks.first else nullcontext(lambda *_: None) as show:
+                    subject, made = make()
+                    for share, note in evaluate(
+                        subject, made, results, limit=limit, again=again, keep_going=keep_going, ranks=ranks
+                    ):
+                        show(share, note)
+                if ranks.first:
+                    typer.echo(place(results, subject))
+            except UserError as error:  # the other runs are judged all the same
+                refused.append(f"{name}: {error}" if len(work) > 1 or run else str(error))
+    if refused:
+        raise UserError("; ".join(refused))
