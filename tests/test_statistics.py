@@ -9,10 +9,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinbench.judges.distances import frechet, frechet_difference, frechet_draws, kernel_distance
-from twinbench.statistics import Metric, bootstrap, difference, evaluate, holm, interval, standard_error
+from twinbench.judges.distances import frechet, frechet_draws, kernel_distance
+from twinbench.statistics import (
+    DRAWS,
+    Metric,
+    bootstrap,
+    compare,
+    evaluate,
+    holm,
+    keys_needed,
+    over_seeds,
+    percentiles,
+    standard_error,
+)
 
 SCORE = Metric("score")
+
+
+def interval(metric, runs, draws=DRAWS):
+    return percentiles(over_seeds(bootstrap(metric, runs, draws)))
+
+
+def difference(metric, a_runs, b_runs, draws=DRAWS):
+    both = bootstrap(metric, [*a_runs, *b_runs], draws)
+    value = np.mean([evaluate(metric, run) for run in a_runs]) - np.mean([evaluate(metric, run) for run in b_runs])
+    return compare(float(value), both[:, : len(a_runs)], both[:, len(a_runs) :])
 
 
 def rows(values, tag="a", split="evaluation"):
@@ -247,16 +268,40 @@ def test_frechet_of_resampled_keys_keeps_the_features_of_a_key_together():
         assert value == pytest.approx(frechet(again, reference), rel=1e-9)
 
 
-def test_frechet_difference_is_paired():
+def test_frechet_draws_of_two_methods_are_paired():
     rng = np.random.default_rng(0)
     base, reference = rng.normal(size=(200, 4)), rng.normal(size=(400, 4))
     keys = [str(i) for i in range(200)]
     near, far = base + 0.3, base + 0.4
-    d = frechet_difference(far, near, reference, keys, keys, draws=200)
-    assert d.value == pytest.approx(frechet(far, reference) - frechet(near, reference))
+    value = frechet(far, reference) - frechet(near, reference)
+    d = compare(value, *(frechet_draws(x, keys, reference, draws=200)[:, None] for x in (far, near)))
     assert d.real and d.low < d.value < d.high
     order = rng.permutation(200)  # the order of rows is of no account
-    same = frechet_difference(near, near[order], reference, keys, [keys[i] for i in order], draws=50)
-    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-10)
-    with pytest.raises(ValueError, match="different prompts"):
-        frechet_difference(near, far, reference, keys, [*keys[:-1], "other"])
+    same = frechet_draws(near[order], [keys[i] for i in order], reference, draws=50)
+    assert same == pytest.approx(frechet_draws(near, keys, reference, draws=50), abs=1e-10)
+
+
+# ---- sample size -----------------------------------------------------------------------------------------------------
+
+
+def test_the_needed_prompts_are_those_of_the_normal_formula():
+    x = np.random.default_rng(0).normal(0.2, 1.0, 400)  # differences of 400 prompts
+    draws = bootstrap(SCORE, [rows(x), rows(np.zeros(400))])
+    want = ((1.959964 + 0.841621) * x.std() / x.mean()) ** 2
+    assert keys_needed(float(x.mean()), draws[:, :1], draws[:, 1:], 400) == pytest.approx(want, rel=0.03)
+
+
+def test_so_many_prompts_show_the_difference_four_times_in_five():
+    rng = np.random.default_rng(1)
+    a, b = (bootstrap(SCORE, [rows(x)]) for x in (rng.normal(0.5, 1.0, 300), np.zeros(300)))
+    n = int(keys_needed(0.5, a, b, 300))
+    shown = sum(
+        difference(SCORE, [rows(rng.normal(0.5, 1.0, n))], [rows(np.zeros(n))], draws=300).real for _ in range(300)
+    )
+    assert 0.7 < shown / 300 < 0.9 and 25 < n < 40
+
+
+def test_no_difference_is_never_shown_and_no_evidence_says_nothing():
+    draws = bootstrap(SCORE, [rows([0.0, 1.0]), rows([1.0, 0.0])], draws=100)
+    assert keys_needed(0.0, draws[:, :1], draws[:, 1:], 2) == math.inf
+    assert math.isnan(keys_needed(0.1, draws[:, :1] * np.nan, draws[:, 1:], 2))

@@ -10,14 +10,17 @@ interval over them is too narrow, so print each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
 DRAWS = 10_000
 LEVEL = 0.95
+POWER = 0.8
 CHUNK = 1 << 20  # resampled indices held at once
 
 Items = Sequence[Mapping[str, Any]]
@@ -69,22 +72,6 @@ def keys(metric: Metric, items: Items) -> frozenset[str]:
 def standard_error(metric: Metric, items: Items, draws: int = DRAWS, seed: int = 0) -> float:
     """Bootstrap standard error of the metric over its prompts; nan where no row matches."""
     return float(np.std(bootstrap(metric, [items], draws, seed), ddof=1))
-
-
-def interval(metric: Metric, runs: Sequence[Items], draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """(low, high) of the mean over `runs`, one list of item rows a training seed: prompts and seeds are resampled."""
-    return percentiles(over_seeds(bootstrap(metric, runs, draws, seed), seed))
-
-
-def difference(
-    metric: Metric, a_runs: Sequence[Items], b_runs: Sequence[Items], draws: int = DRAWS, seed: int = 0
-) -> Difference:
-    """The paired difference of two methods, one list of item rows a training seed.
-
-    ValueError if any two runs were judged on different keys."""
-    both = bootstrap(metric, [*a_runs, *b_runs], draws, seed)
-    value = np.mean([evaluate(metric, run) for run in a_runs]) - np.mean([evaluate(metric, run) for run in b_runs])
-    return compare(float(value), both[:, : len(a_runs)], both[:, len(a_runs) :], seed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -144,6 +131,18 @@ def compare(value: float, a: np.ndarray, b: np.ndarray, seed: int = 0) -> Differ
         return Difference(value, float("nan"), float("nan"), float("nan"))
     tail = min(int((deltas <= 0).sum()), int((deltas >= 0).sum()))
     return Difference(value, *percentiles(deltas), min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
+
+
+def keys_needed(value: float, a: np.ndarray, b: np.ndarray, keys: int, power: float = POWER) -> float:
+    """How many prompts would show a difference of this size with the given power, at the level of the intervals.
+
+    a, b: paired draws [draws, seeds] over `keys` prompts. With the seeds as they are: the error over the prompts alone
+    falls as 1 / sqrt(prompts), by the normal formula n = ((z_level + z_power) sd / value)^2. inf for no difference."""
+    error = float(np.std(a.mean(1) - b.mean(1), ddof=1))
+    if np.isnan(error) or value == 0:
+        return float("nan") if np.isnan(error) else float("inf")
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2) + NormalDist().inv_cdf(power)
+    return max(2.0, math.ceil(keys * (z * error / value) ** 2 - 1e-9))
 
 
 # ---- rows to totals ----

@@ -57,27 +57,6 @@ def frechet_draws(x: Any, keys: Sequence[str], reference: Any, draws: int = 1000
     return out
 
 
-def frechet_difference(
-    a: Any,
-    b: Any,
-    reference: Any,
-    keys_a: Sequence[str],
-    keys_b: Sequence[str],
-    draws: int = 1000,
-    seed: int = 0,
-) -> statistics.Difference:
-    """frechet(a, reference) - frechet(b, reference) of one run each, with the interval over resampled keys.
-
-    ValueError if the keys differ."""
-    if set(keys_a) != set(keys_b):
-        raise ValueError(
-            f"the runs hold features of different prompts; {len(set(keys_a) ^ set(keys_b))} are not in both"
-        )
-    value = frechet(a, reference) - frechet(b, reference)
-    draws_a, draws_b = (frechet_draws(x, k, reference, draws, seed)[:, None] for x, k in ((a, keys_a), (b, keys_b)))
-    return statistics.compare(value, draws_a, draws_b, seed)
-
-
 # ---- parts ----
 
 

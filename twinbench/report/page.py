@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twinbench import results
 from twinbench.report import plots, tables
 from twinbench.report.costs import Cost
-from twinbench.report.summary import Board, MetricsOf, declared, summarize
+from twinbench.report.summary import Board
 from twinbench.report.tables import Table
 
+Beside = Mapping[str, Sequence[Table]]  # {recipe: tables that stand after its own}
+NOTHING: Beside = {}
 FORMATS = ("table", "md", "html", "csv", "tex", "json")
 
 PAGE = """<!doctype html>
@@ -53,36 +55,24 @@ NOTE = (
 )
 
 
-def render(results_path: str | Path, format: str, recipe: str | None = None, metrics_of: MetricsOf = declared) -> str:
-    """The report on the results under a path, in one of FORMATS; csv holds the scores alone, json all the numbers.
-
-    FileNotFoundError without results; ValueError on a corrupt file or an unknown format."""
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; one of {', '.join(FORMATS)}")
-    boards, costs = summarize(results_path, recipe, metrics_of=metrics_of)
-    return text(format, boards, costs)
-
-
-def write_report(
-    results_path: str | Path, out_dir: str | Path, recipe: str | None = None, metrics_of: MetricsOf = declared
-) -> Path:
-    """Writes report.md, report.html and the figures into out_dir; the path of report.html. Errors as of `render`."""
-    return write_pages(*summarize(results_path, recipe, metrics_of=metrics_of), Path(out_dir))
-
-
-def write_pages(boards: Sequence[Board], costs: Sequence[Cost], out: Path) -> Path:
+def write_pages(boards: Sequence[Board], costs: Sequence[Cost], out: Path, beside: Beside = NOTHING) -> Path:
     """report.md, report.html and the figures of what was summarized; the path of report.html."""
     out.mkdir(parents=True, exist_ok=True)
     figures = {name: draw(boards) for name, draw in plots.FIGURES.items()}
     for name, image in figures.items():
         (out / name).write_bytes(image)
     links = "".join(f"![{name.removesuffix('.png')}]({name})\n" for name in figures)
-    (out / "report.md").write_text(text("md", boards, costs) + "\n" + links, encoding="utf-8")
-    (out / "report.html").write_text(html(tables.tables(boards, costs), figures), encoding="utf-8")
+    (out / "report.md").write_text(text("md", boards, costs, beside) + "\n" + links, encoding="utf-8")
+    (out / "report.html").write_text(html(_joined(boards, costs, beside), figures), encoding="utf-8")
     return out / "report.html"
 
 
-def text(format: str, boards: Sequence[Board], costs: Sequence[Cost]) -> str:
+def _joined(boards: Sequence[Board], costs: Sequence[Cost], beside: Beside) -> dict[str, list[Table]]:
+    return {recipe: [*group, *beside.get(recipe, ())] for recipe, group in tables.tables(boards, costs).items()}
+
+
+def text(format: str, boards: Sequence[Board], costs: Sequence[Cost], beside: Beside = NOTHING) -> str:
+    """In one of FORMATS; csv holds the scores alone, json all the numbers that are ours."""
     if format == "csv":
         import pandas as pd
 
@@ -90,7 +80,7 @@ def text(format: str, boards: Sequence[Board], costs: Sequence[Cost]) -> str:
     if format == "json":
         rows = {"scores": score_rows(boards), "comparisons": comparison_rows(boards), "costs": [vars(c) for c in costs]}
         return json.dumps(results.plain(rows), indent=1, ensure_ascii=False) + "\n"
-    recipes = tables.tables(boards, costs)
+    recipes = _joined(boards, costs, beside)
     if format == "html":
         return html(recipes, {name: draw(boards) for name, draw in plots.FIGURES.items()})
     if format == "tex":
@@ -147,5 +137,7 @@ def comparison_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
             for c in found:
                 pair = {**shared, "metric": metric, "nfe": c.nfe, "label": c.better, "next": c.worse}
                 span = {name: getattr(c.difference, name, None) for name in ("low", "high", "p")}
-                rows.append({**pair, "value": c.value, **span, "p_holm": c.p_holm})
+                rows.append(
+                    {**pair, "value": c.value, **span, "p_holm": c.p_holm, "prompts": c.prompts, "needed": c.needed}
+                )
     return rows

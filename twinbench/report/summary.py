@@ -48,6 +48,8 @@ class Comparison:
     value: float
     difference: Difference | None
     p_holm: float
+    prompts: int  # that the comparison has
+    needed: float  # that would show a difference of this size with power 0.8; nan where nothing paired is known
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Board:
     cells: dict[str, dict[Place, Cell]] = field(default_factory=dict)  # by metric
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric
     passes: dict[Place, list[float]] = field(default_factory=dict)  # training network passes, one a seed
+    world: str | None = None  # the embedded world, or the kind of data
 
     @property
     def even(self) -> bool:
@@ -158,6 +161,7 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         rows=sorted({row for row, _ in places}, key=lambda row: (row not in teachers, row)),
         teachers=teachers,
         nfes=sorted({nfe for _, nfe in places}),
+        world=_world(group),
     )
     out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
     items = {place: [r.items() for r in rs] for place, rs in places.items()} if metrics else {}
@@ -220,18 +224,19 @@ def _cell(name: str, runs: Sequence[Record], drawn: Drawn | None) -> Cell:
 
 def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
     """Orders the competing rows at every NFE, compares neighbours, marks the best where the interval proves it."""
-    cells, found = out.cells[headline.metric], []
+    cells, found = out.cells[headline.metric], list[Comparison]()
     for nfe in out.nfes:
         rows = [row for row in out.rows if row not in out.teachers and (row, nfe) in cells]
         rows = [row for row in rows if not np.isnan(cells[row, nfe].value)]
         rows.sort(key=lambda row: -cells[row, nfe].value if headline.higher else cells[row, nfe].value)
         for place, (a, b) in enumerate(pairwise(rows)):
-            value, result = cells[a, nfe].value - cells[b, nfe].value, None
+            value, result, needed = cells[a, nfe].value - cells[b, nfe].value, None, float("nan")
             (keys_a, draws_a), (keys_b, draws_b) = (drawn.get((row, nfe), (None, np.empty(0))) for row in (a, b))
             if keys_a is not None and keys_a == keys_b:
                 result = statistics.compare(value, draws_a, draws_b)
+                needed = statistics.keys_needed(value, draws_a, draws_b, len(keys_a))
             if place == 0 and result is not None and result.real and out.even:
                 cells[a, nfe] = replace(cells[a, nfe], best=True)
-            found.append((nfe, a, b, value, result))
-    corrected = statistics.holm([result.p if result else float("nan") for *_, result in found])
-    out.comparisons[headline.metric] = [Comparison(*row, p) for row, p in zip(found, corrected, strict=True)]
+            found.append(Comparison(nfe, a, b, value, result, float("nan"), len(keys_a or ()), needed))
+    corrected = statistics.holm([c.difference.p if c.difference else float("nan") for c in found])
+    out.comparisons[headline.metric] = [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
