@@ -97,6 +97,9 @@ def report(
     format: Annotated[str, typer.Option(help="table, md, csv, tex, json or html.")] = "table",
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only this recipe.")] = None,
     preset: Preset = None,
+    against: Annotated[
+        str | None, typer.Option(help="Numbers of others beside ours: published (RESULTS/published.csv), or a file.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the page and figures go; RESULTS/report by default.")] = None,
     results: Results = RESULTS,
 ) -> None:
@@ -105,6 +108,7 @@ def report(
     Example: twinbench report --format md
     """
     from twinbench.report import page
+    from twinbench.report.beside import beside
     from twinbench.report.summary import summarize
 
     if format not in page.FORMATS:
@@ -113,8 +117,8 @@ def report(
         summary = summarize(results, titled(recipe), preset)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
-    typer.echo(page.text(format, *summary))
+    others = beside(results, summary[0], against)
+    typer.echo(page.text(format, *summary, others))
     if format == "table" or out:
-        typer.echo(
-            f"report: {page.write_pages(*summary, out or results / 'report' / (preset or ''))}", err=format != "table"
-        )
+        written = page.write_pages(*summary, out or results / "report" / (preset or ""), others)
+        typer.echo(f"report: {written}", err=format != "table")
