@@ -47,6 +47,7 @@ def _sentence(problem: Any, model: Any, where: str) -> str:
         for part in problem["loc"][:-1]:
             field = getattr(model, "model_fields", {}).get(part)
             model = field.annotation if field is not None else (get_args(model) or (model,))[-1]  # a dict's values
+            model = next((kind for kind in get_args(model) if hasattr(kind, "model_fields")), model)  # not its None
         parent, known = ".".join(map(str, problem["loc"][:-1])), list(getattr(model, "model_fields", {}))
         error = unknown("setting", str(problem["loc"][-1]), known, f"known: {', '.join(known)}")
         return f"{where}: {parent + ': ' if parent else ''}{error}"

@@ -2,12 +2,16 @@
 
 Both take the second time r through a gate, e(t) + (t - r) e2(r), so v(x, t, t) is the plain multi-step network whatever
 e2 holds, and keep the sign of t in e, so v(x, -t, -t) is a second field of the same network (methods: TwinFlow's source
-for SD3.5 and SANA). Attention is written out: `torch.func.jvp` cannot pass the fused CPU kernel.
+for SD3.5 and SANA). Two options change how times enter, for comparison: `sign: embedding` shows the network |t| and |r|
+and adds a learned vector where t < 0, zero at first (so at first the twin is the network itself); `times: half` is
+TwinFlow's LoRA form, e(t - r/2) alone, which asks the pretrained network for v(x, t, t) at t/2. Attention is written
+out: `torch.func.jvp` cannot pass the fused CPU kernel.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,27 +22,67 @@ from twinbench.backbones.base import WorldBackbone, WorldConfig
 from twinbench.flow import Cond, expand
 
 
+class TimesConfig(WorldConfig):
+    sign: Literal["embedding"] | None = Field(None, description="embedding: t < 0 by a learned vector; null: signed t")
+    times: Literal["half"] | None = Field(None, description="half: e(t - r/2), no second embedder; null: the gate")
+
+
 class TwoTimes(nn.Module):
-    """(t, r) [B] -> embedding [B, width]; e2's last layer starts at zero."""
+    """(t, r) [B] -> embedding [B, width]; e2's last layer and the vector of t < 0 start at zero."""
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, config: TimesConfig) -> None:
         super().__init__()
+        self.halved = config.times == "half"
         half = width // 2
         frequencies = 100.0 * torch.exp(-math.log(1000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.first = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        # kept where it is not called, so that weights fit both forms
         self.second = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last := nn.Linear(width, width))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.negative = nn.Parameter(torch.zeros(width)) if config.sign == "embedding" else None
+
+    @property
+    def additions(self) -> tuple[str, ...]:
+        """Parameters that weights without the option lack."""
+        return () if self.negative is None else ("negative",)
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        """What starts at zero, and so is trained whole beside adapters: a vector stands with the module it is in."""
+        if self.negative is not None:
+            return ("times",)
+        return () if self.halved else ("times.second",)
 
     def _waves(self, t: Tensor) -> Tensor:
         angle = t[:, None] * self.frequencies.to(t.dtype)
         return torch.cat([angle.cos(), angle.sin()], 1)
 
-    def forward(self, t: Tensor, r: Tensor) -> Tensor:
+    def _of(self, t: Tensor, r: Tensor) -> Tensor:
+        if self.halved:
+            return self.first(self._waves(t - r / 2))
         return self.first(self._waves(t)) + self.second(self._waves(r)) * (t - r)[:, None]
+
+    def forward(self, t: Tensor, r: Tensor) -> Tensor:
+        if self.negative is None:
+            return self._of(t, r)
+        return self._of(t.abs(), r.abs()) + (t < 0)[:, None] * self.negative
+
+
+class ToyBackbone(WorldBackbone):
+    times: TwoTimes
+    own_time: bool  # whether r has to be hidden from the pretrained network, that it sees t
+
+    def pretrained(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        return self(x, t, torch.zeros_like(r) if self.own_time else r, cond)
+
+    @property
+    def additions(self) -> tuple[str, ...]:
+        """Parameters that pretrained weights may lack."""
+        return tuple(f"times.{name}" for name in self.times.additions)
 
 
 class Block(nn.Module):
@@ -63,7 +107,7 @@ class Block(nn.Module):
         return h + gate2 * self.down(F.gelu(self.up(a), approximate="tanh"))
 
 
-class PatchConfig(WorldConfig):
+class PatchConfig(TimesConfig):
     patch: int = Field(8, ge=1, description="pixels of a patch's side")
     width: int = Field(128, ge=8, multiple_of=2)
     depth: int = Field(6, ge=1)
@@ -76,13 +120,14 @@ class PatchConfig(WorldConfig):
         return self
 
 
-class PatchTransformer(WorldBackbone):
+class PatchTransformer(ToyBackbone):
     """Velocity of a picture [n, C, S, S], given object phrases as tokens [n, phrases * slots].
 
     The network predicts the clean picture D, and v = (x - D)/max(|t|, 0.05): pictures are far simpler than noise, so a
     width below the patch's dimension is enough (Li & He 2025, arXiv 2511.13720)."""
 
     Config = PatchConfig
+    lora_targets = r"blocks\.\d+\.(qkv|out|up|down)|modulation|times\.first\.[02]"
 
     def __init__(self, config: PatchConfig) -> None:
         super().__init__(config.world)
@@ -96,7 +141,8 @@ class PatchTransformer(WorldBackbone):
         self.words = nn.Embedding(self.world.vocabulary, width)
         nn.init.normal_(self.words.weight, std=0.5)
         self.word_places = nn.Parameter(torch.randn(1, self.phrases, width) * 0.1)
-        self.times = TwoTimes(width)
+        self.times = TwoTimes(width, config)
+        self.full, self.own_time = self.times.full, self.times.halved
         self.caption = nn.Sequential(nn.Linear(self.phrases * width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.normal_(self.modulation.weight, std=0.02)
@@ -124,27 +170,34 @@ class PatchTransformer(WorldBackbone):
         return (x - clean) / level.clamp(min=0.05)
 
 
-class MLPConfig(WorldConfig):
+class MLPConfig(TimesConfig):
     width: int = Field(128, ge=8, multiple_of=2)
     depth: int = Field(3, ge=1)
 
 
-class MLP(WorldBackbone):
+class MLP(ToyBackbone):
     """Velocity of a point [n, D], given one token: residual layers, scaled and shifted by the times and the token."""
 
     Config = MLPConfig
+    lora_targets = r"(layers|modulations)\.\d+|times\.first\.[02]"
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config.world)
         if len(self.shape) != 1:
             raise ValueError(f"an mlp takes points, not samples of shape {self.shape}; use patch-transformer")
         (inputs,), width = self.shape, config.width
-        self.times, self.words = TwoTimes(width), nn.Embedding(self.world.vocabulary, width)
+        self.times, self.words = TwoTimes(width, config), nn.Embedding(self.world.vocabulary, width)
+        self.full, self.own_time = self.times.full, self.times.halved
         self.first, self.last = nn.Linear(inputs, width), nn.Linear(width, inputs)
         self.modulations = nn.ModuleList([nn.Linear(width, 2 * width) for _ in range(config.depth)])
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(config.depth)])
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        """What each layer adds; a GAN head may read it."""
+        return self.layers
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
         e = F.silu(self.times(t, r) + self.words(cond["tokens"][:, 0]))

@@ -17,10 +17,12 @@ def next_decay(decay: float, limit: float) -> float:
 
 class Average:
     """A frozen copy of a network that follows it. decay is part of a checkpoint: 0 at first, so the first update
-    copies."""
+    copies. into: the network that becomes the copy, of the same parameters; by default a new one."""
 
-    def __init__(self, network: nn.Module, limit: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+    def __init__(self, network: nn.Module, limit: float, into: nn.Module | None = None) -> None:
+        if into is not None:
+            into.load_state_dict(network.state_dict())
+        self.network = (into or copy.deepcopy(network)).requires_grad_(False).eval()
         self.limit, self.decay = limit, 0.0
 
     @torch.no_grad()
