@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import audit, compare, data, evaluate, look
+from twinbench.commands import audit, compare, data, doctor, evaluate, export, look
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -24,8 +24,11 @@ COMMANDS = {
     "report": compare.report,
     "list": look.list_names,
     "show": look.show,
+    "export": export.export,
     "fetch": data.fetch,
+    "reference": data.reference,
     "audit": audit.audit,
+    "doctor": doctor.doctor,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -26,6 +26,17 @@ def frechet(a: Any, b: Any) -> float:
     return _distance(*_moments(a), mean, cov, _root(cov))
 
 
+def frechet_to(a: Any, mean: Any, covariance: Any) -> float:
+    """The same against the mean [d] and covariance [d, d] of features that are not at hand."""
+    import torch
+
+    mean, covariance = (torch.as_tensor(x).to(torch.float64) for x in (mean, covariance))
+    a, _ = _features(a, a)
+    if covariance.shape != (a.shape[1], a.shape[1]) or mean.shape != (a.shape[1],):
+        raise ValueError(f"features of {a.shape[1]} numbers, a reference of {tuple(covariance.shape)}")
+    return _distance(*_moments(a), mean, covariance, _root(covariance))
+
+
 def kernel_distance(a: Any, b: Any) -> float:
     """The unbiased U-statistic of the squared kernel distance on the full sets a [n, d], b [m, d]; may be negative."""
     a, b = _features(a, b)

@@ -94,7 +94,7 @@ def tensors(pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:
     for picture in pictures:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             raise ValueError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
-        yield torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float()
+        yield torch.from_numpy(picture.copy()).permute(2, 0, 1).float()
 
 
 def pretrained(kind: Any, folder: Path, device: Any, dtype: str = "float32", unused: Iterable[str] = ()) -> Any:

@@ -7,13 +7,16 @@ palette; connected regions of one colour are matched against every shape by inte
 from __future__ import annotations
 
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage
 
 from twinbench.data.captions import COLOR_NAMES, SHAPES
-from twinbench.data.shapes import OBJECT, PALETTE, template
+from twinbench.data.shapes import CELL, OBJECT, PALETTE, render, template
+from twinbench.errors import WorkError
 from twinbench.judges.base import Found
+from twinbench.settings import Strict
 
 PAINTED = 0.5  # half-way between gray (0) and a corner of the colour cube (1)
 GHOST = 0.25  # a stain fainter than an object but plain to the eye
@@ -25,12 +28,30 @@ _FRAME = OBJECT + 3  # templates and regions are compared on a canvas of this si
 class ShapesDetector:
     """Objects of a picture: class, box, mask, colour; score = IoU with the best template, in [MIN_IOU, 1]."""
 
+    Config: ClassVar[type[Strict]] = Strict  # nothing to set
     name = "shapes-exact"
     version = "1"
+
+    def __init__(self, config: Strict | None = None) -> None:
+        self.config = config or self.Config()
 
     def __call__(self, pictures: np.ndarray) -> list[list[Found]]:
         """pictures: float [n, 3, h, w] in [-1, 1]; one list of objects a picture."""
         return [_objects(picture) for picture in np.asarray(pictures, np.float32)]
+
+    def selftest(self) -> None:
+        """Every shape in every colour and every cell, beside another one. WorkError if any picture is misread."""
+        grid = np.stack(np.meshgrid(range(len(SHAPES)), range(len(COLOR_NAMES)), range(4)), -1).reshape(-1, 3)
+        kinds, paints = np.full((2, len(grid), 4), -1)
+        for i in (0, 1):
+            shape, color, cell = ((grid + i) % (len(SHAPES), len(COLOR_NAMES), 4)).T
+            kinds[range(len(grid)), cell], paints[range(len(grid)), cell] = shape, color
+        for picture, kind, paint in zip(render(kinds, paints), kinds, paints, strict=True):
+            drawn = {(SHAPES[kind[c]], COLOR_NAMES[paint[c]], c) for c in np.flatnonzero(kind >= 0)}
+            found = self(picture[None])[0]
+            seen = {(f.label, f.color, int(f.box[0] // CELL + 2 * (f.box[1] // CELL))) for f in found}
+            if seen != drawn or len(found) != len(drawn):
+                raise WorkError(f"judge {self.name} fails its self-test: it sees {sorted(seen)}, not {sorted(drawn)}")
 
 
 def ghosts(picture: np.ndarray, found: list[Found]) -> int:

@@ -1,0 +1,72 @@
+"""doctor: which judges are at hand, and whether they answer what is known."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from twinbench.errors import UserError, WorkError
+from twinbench.options import Overrides
+
+
+def doctor(
+    judge: Annotated[list[str] | None, typer.Argument(help="Judges (twinbench list judges); all by default.")] = None,
+    sets: Overrides = None,
+) -> None:
+    """Ask the judges what is known: drawn pictures and photographs. A named judge must be there and be right.
+
+    Example: twinbench doctor mask2former --set mask2former.weights=/data/detector.pth
+    """
+    import os
+
+    from twinbench import plugins
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # to look for a model is not to download it
+    settings = _settings(sets or [], plugins.names("judges"))
+    failed = []
+    for name in judge or plugins.names("judges"):
+        state, note = _examine(name, settings.get(name, {}))
+        typer.echo(f"{name:<14} {state:<8} {note}".rstrip())
+        if state == "fails" or (state == "missing" and (judge or name in settings)):
+            failed.append(name)
+    if failed:
+        raise WorkError(f"{', '.join(failed)}: see above; eval takes no judge that is missing or fails")
+
+
+def _examine(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    """ok, missing or fails; and the version, or what mends it."""
+    from twinbench.judges.base import judge
+
+    try:
+        made = judge(name, settings)
+        version = made.version
+        if hasattr(made, "selftest"):
+            made.selftest()
+            return "ok", version
+        return "untested", version
+    except UserError as error:
+        return "missing", str(error)
+    except WorkError as error:
+        return "fails", str(error)
+    except ModuleNotFoundError as error:
+        return "missing", f"{error}: pip install {error.name}"
+    except Exception as error:  # a judge may break in any way; the others are asked all the same
+        return "fails", f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+
+
+def _settings(sets: list[str], known: list[str]) -> dict[str, dict[str, Any]]:
+    """--set judge.setting=value, by judge. Raises UserError."""
+    import yaml
+
+    out: dict[str, dict[str, Any]] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        name, dot, setting = key.partition(".")
+        if not equals or not dot or name not in known:
+            raise UserError(f"--set {text}: as in --set mask2former.weights=PATH (twinbench list judges)")
+        try:
+            out.setdefault(name, {})[setting] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: {value} is no YAML value") from None
+    return out
