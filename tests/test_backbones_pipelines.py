@@ -91,7 +91,7 @@ def test_parameters_without_effect_stay_frozen_and_are_all_of_them(name):
 def test_times_are_exact_where_the_weights_are_bfloat16(name):
     network = families.backbone(name, dtype="bfloat16")
     given = []
-    network.transformer.get_submodule(network._paths(network.time)[0]).register_forward_pre_hook(
+    network.transformer.get_submodule(network.time_modules[0]).register_forward_pre_hook(
         lambda module, args: given.append(args[0])
     )
     t = torch.tensor([0.999, 0.123456])
@@ -252,7 +252,7 @@ def test_random_weights_of_the_same_sizes_follow_the_seed():
 
 
 def test_what_is_not_there_or_does_not_fit_is_said():
-    with pytest.raises(UserError, match="give backbone.model a diffusers folder or a hub id"):
+    with pytest.raises(UserError, match=r"give backbone\.model a diffusers folder or a hub id"):
         families.backbone("sd3", model="/nowhere/at/all")
     with pytest.raises(ValueError, match="multiple of 16"):
         families.backbone("sd3", resolution=72)

@@ -1,7 +1,7 @@
 """DiT (Peebles & Xie, arXiv 2212.09748) for classes in place of words, as SiT trains it: a velocity, not a noise.
 
-Every block has its own time module here, inside what is recomputed; so it takes no adapters, and `recompute` is the way
-to save its activations. With `pretrained: false`, the default, the sizes and the VAE are the folder's, the weights new.
+Every block has its own time module here, inside what is recomputed: `recompute` remembers its times, other ways do
+not. With `pretrained: false`, the default, the sizes and the VAE are the folder's, the weights new.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class DiT(PipelineBackbone):
     network = "DiTTransformer2DModel"
     time = "transformer_blocks.*.norm1.emb"
     last = "transformer_blocks.*.norm1.emb.timestep_embedder.linear_2"
+    stock = False
+    lora_targets = r".*\btransformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)

@@ -34,6 +34,10 @@ class Flux(PipelineBackbone):
         return {"guidance_scale": self.config.guidance}
 
     @property
+    def taught_guidance(self) -> float | None:
+        return self.config.guidance if self.transformer.config.guidance_embeds else None
+
+    @property
     def channels(self) -> int:
         return int(self.transformer.config.in_channels) // 4
 
@@ -44,11 +48,11 @@ class Flux(PipelineBackbone):
         n, _, h, w = x.shape
         rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(x)
-        guided = self.transformer.config.guidance_embeds
+        guidance = self.taught_guidance
         v = self.transformer(
             hidden_states=pack(x),
             timestep=t,
-            guidance=torch.full((n,), self.config.guidance, device=x.device) if guided else None,
+            guidance=None if guidance is None else torch.full((n,), guidance, device=x.device),
             encoder_hidden_states=cond["text"],
             pooled_projections=cond["pooled"],
             txt_ids=torch.zeros(cond["text"].shape[1], 3).to(x),

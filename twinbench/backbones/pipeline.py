@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,8 +22,10 @@ from twinbench.backbones.two_time import Form, Initial, TargetTime, Times, TwoTi
 from twinbench.data.base import from_bytes, to_bytes
 from twinbench.flow import Cond
 from twinbench.settings import Strict
+from twinbench.tensors import read_tensors
 
 Dtype = Literal["float32", "bfloat16"]
+TARGET_TIME = "target_time.safetensors"  # beside the parts of an exported any-step student
 
 
 class PipelineConfig(Strict):
@@ -52,7 +54,8 @@ class PipelineBackbone(TwoTimed, Backbone):
     official: ClassVar[Initial | None] = None  # how e2 starts in the official form; None: there is none for this family
     patch: ClassVar[int] = 2  # latents a token's side
     masked: ClassVar[bool] = False  # whether the transformer takes a mask of the words
-    unguided: ClassVar[dict[str, float]] = {"guidance_scale": 1.0}  # what turns the stock pipeline's guidance off
+    unguided: ClassVar[Mapping[str, float]] = {"guidance_scale": 1.0}  # what turns the stock pipeline's guidance off
+    stock: ClassVar[bool] = True  # whether the stock pipeline can sample a flow at given times
     full = ("target_time",)
 
     def __init__(self, config: PipelineConfig) -> None:
@@ -62,8 +65,9 @@ class PipelineBackbone(TwoTimed, Backbone):
         self.codec = Codec(self.source, self.pipeline, self.vae, getattr(torch, config.text_dtype or config.dtype))
         self.transformer = self._transformer()
         self.shape = self._shape()
+        self.time_modules, self.last_layers = self._paths(self.time), self._paths(self.last)
         modules, layers = (
-            [self.transformer.get_submodule(path) for path in self._paths(p)] for p in (self.time, self.last)
+            [self.transformer.get_submodule(path) for path in paths] for paths in (self.time_modules, self.last_layers)
         )
         self.target_time = self._target_time(modules, layers)
         self.hook(config.form, modules, layers)
@@ -94,7 +98,10 @@ class PipelineBackbone(TwoTimed, Backbone):
     def _target_time(self, modules: Sequence[nn.Module], layers: Sequence[Any]) -> nn.Module:
         if self.config.form == "foldable":
             weight = layers[0].weight
-            return TargetTime(layers[0].out_features).to(device=weight.device, dtype=weight.dtype)
+            made = TargetTime(layers[0].out_features).to(device=weight.device, dtype=weight.dtype)
+            if self.config.pretrained and (left := self.source.beside(TARGET_TIME)):
+                made.load_state_dict(read_tensors(left)[0])
+            return made
         if self.official is None:
             raise ValueError("this family has no official form that tells t from -t; set form: foldable")
         return second_module(modules[0], self.official)
@@ -150,7 +157,12 @@ class PipelineBackbone(TwoTimed, Backbone):
     @property
     def precision(self) -> torch.dtype:
         """Of the weights as they are used now (sharding may show them in a lower one)."""
-        return self.transformer.get_submodule(self._paths(self.last)[0]).weight.dtype
+        return self.transformer.get_submodule(self.last_layers[0]).weight.dtype
+
+    @property
+    def taught_guidance(self) -> float | None:
+        """The guidance that the transformer takes as an input; None where it takes none."""
+        return None
 
     @property
     def device(self) -> torch.device:

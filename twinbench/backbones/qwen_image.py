@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,17 +19,23 @@ class QwenImage(PipelineBackbone):
     vae = "AutoencoderKLQwenImage"
     official = "copy"
     masked = True
-    unguided = {"true_cfg_scale": 1.0}
-    lora_targets = (
-        r".*\btransformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
-        r"|(img|txt)_mlp\.net\.(0\.proj|2))"
-    )
+    unguided: ClassVar[Mapping[str, float]] = {"true_cfg_scale": 1.0}
+
+    @property
+    def _dropped(self) -> str:
+        """What makes words of the last block's words: nobody reads them."""
+        return rf"transformer_blocks\.{len(self.transformer.transformer_blocks) - 1}\.(attn\.to_add_out|txt_mlp)"
 
     @property
     def unused(self) -> str:  # type: ignore[override]
-        """The last block's words are dropped."""
-        last = len(self.transformer.transformer_blocks) - 1
-        return rf"transformer_blocks\.{last}\.(attn\.to_add_out|txt_mlp)\..*"
+        return rf"{self._dropped}\..*"
+
+    @property
+    def lora_targets(self) -> str:  # type: ignore[override]
+        return (
+            rf"(?!.*{self._dropped}).*\btransformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0"
+            r"|add_q_proj|add_k_proj|add_v_proj|to_add_out)|(img|txt)_mlp\.net\.(0\.proj|2))"
+        )
 
     @property
     def channels(self) -> int:

@@ -41,6 +41,11 @@ class Source:
 
         return Path(self._asked(snapshot_download, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*", "*.msgpack"]))
 
+    def beside(self, name: str) -> Path | None:
+        """A file beside the parts of a pipeline, where the folder has it."""
+        path = Path(self.model) / name
+        return path if path.is_file() else None
+
     def _asked(self, call: Callable[..., Any], **options: Any) -> Any:
         try:
             return call(self.model, revision=self.revision, local_files_only=self.offline, **options)

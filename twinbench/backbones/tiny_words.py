@@ -61,7 +61,7 @@ def _letters() -> list[str]:
 
 
 def t5_tokenizer() -> Any:
-    from transformers import T5TokenizerFast
+    from transformers import T5TokenizerFast  # type: ignore[attr-defined]
 
     whole = sorted({word for text in CORPUS for word in text.split() if len(word) > 1})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]

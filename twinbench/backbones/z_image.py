@@ -3,7 +3,8 @@ from noise to data: both are turned round here."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class ZImage(PipelineBackbone):
     last = "t_embedder.mlp.2"
     stacks = ("layers", "noise_refiner", "context_refiner")
     masked = True
-    unguided = {"guidance_scale": 0.0}
+    unguided: ClassVar[Mapping[str, float]] = {"guidance_scale": 0.0}
     lora_targets = (
         r".*\b(layers|noise_refiner|context_refiner)\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])"
     )
