@@ -154,4 +154,5 @@ def test_a_world_may_have_its_own_reading_of_a_benchmark():
     assert plugins.benchmark("geneval") is GenEval and plugins.benchmark("geneval", "images") is GenEval
     assert plugins.benchmark("geneval", "shapes").__name__ == "ShapesGenEval"
     assert plugins.benchmark("geneval", "shapes").name == "geneval"
-    assert plugins.benchmark("fidelity", "shapes") is plugins.benchmark("fidelity")
+    assert plugins.benchmark("fidelity", "digits").__name__ == "Fidelity"
+    assert plugins.benchmark("fidelity").__name__ == "PictureFidelity" == plugins.benchmark("fidelity", None).__name__

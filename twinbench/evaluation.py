@@ -193,7 +193,7 @@ def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, se
     }
     if evidence.items:
         write_items(target / f"{job.stem}.items.jsonl.gz", evidence.items)
-    if evidence.features is not None:
+    if evidence.small:
         write_features(target / f"{job.stem}.features.npz", evidence.features, evidence.keys)
     if evidence.reference is not None:
         write_reference(target.parent / f"{b.name}-reference.npz", evidence.reference, b.judge_name)

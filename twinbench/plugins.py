@@ -49,9 +49,14 @@ def dataset(name: str) -> Any:
 
 
 def benchmark(name: str, world: str | None = None) -> Any:
-    """The Benchmark class of this name: the world's own reading of it, `<name>-<world>`, where there is one."""
-    own = f"{name}-{world}"
-    return _load("benchmarks", own if world and own in _group("benchmarks") else name)
+    """The Benchmark class of this name: that of a world, `<name>-<world>`, or of any embedded world, `<name>-world`,
+    where there is one; else the one for pictures of any model."""
+    known = _group("benchmarks")
+    if world and f"{name}-{world}" in known:
+        return _load("benchmarks", f"{name}-{world}")
+    if f"{name}-world" in known and world in _group("datasets") and hasattr(dataset(str(world)), "requests"):
+        return _load("benchmarks", f"{name}-world")
+    return _load("benchmarks", name)
 
 
 def judge(name: str) -> Any:

@@ -48,6 +48,11 @@ class Evidence:
     keys: list[str] = field(default_factory=list)
     reference: np.ndarray | None = None
 
+    @property
+    def small(self) -> bool:
+        """Whether the features are few enough to stand beside the scores: 8 MB in half precision."""
+        return self.features is not None and self.features.size <= 4_000_000
+
 
 def join(parts: Sequence[Evidence]) -> Evidence:
     """The evidence of several shares of the requests, in their order, as if they had been judged at once."""
@@ -68,6 +73,7 @@ class Benchmark(ABC):
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     metrics: ClassVar[Mapping[str, Metric]] = {}
+    part: ClassVar[int] = 64  # pictures of any model that are judged before the evidence is stored
 
     def __init__(self, world: type[World] | None = None, config: Any = None, prompts: str = "evaluation") -> None:
         """prompts: "evaluation", or "validation" where settings are chosen."""
@@ -98,7 +104,8 @@ class Benchmark(ABC):
         Raises WorkError where a picture is missing: nothing is left out."""
 
     def settle(self, items: Sequence[Item]) -> None:
-        """Set what a row says of the other rows of its prompt, after some of them changed."""
+        """Set what a row says of the other rows of its prompt, after some of them changed; by default nothing."""
+        return
 
     def summarize(self, evidence: Evidence) -> dict[str, float]:
         """The scores, a pure function of the evidence."""

@@ -1,4 +1,4 @@
-"""fetch: public data and weights that are not shipped."""
+"""fetch and reference: public data and weights that are not shipped, and what is made of them once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from twinbench.options import Overrides
 
 
 def fetch(
@@ -32,3 +34,24 @@ def fetch(
                 show(done / total if total else 0.0, f"{part}  {done / 1e6:.1f} MB")
         for file in assets.asset(each).files:
             typer.echo(assets.root() / file.path)
+
+
+def reference(
+    name: Annotated[str, typer.Argument(help="mjhq-30k, coco-30k, or a folder with prompts.jsonl and pictures.")],
+    features: Annotated[str, typer.Option(help="The judge that gives the features.")] = "inception",
+    sets: Overrides = None,
+) -> None:
+    """Compute what fidelity compares with: prompts and the statistics of real pictures, in a judge's features.
+
+    Example: twinbench reference mjhq-30k --set mode=clean
+    """
+    from twinbench import recipe as recipes
+    from twinbench import references
+    from twinbench.console import bar
+    from twinbench.judges.base import judge
+
+    made = judge(features, recipes.overridden({}, sets or []))
+    with bar(f"reference {name}") as show:
+        for share, note in references.make(name, made):
+            show(share, note)
+    typer.echo(references.folder(name) / f"{made.name}.npz")

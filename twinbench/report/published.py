@@ -65,7 +65,7 @@ def found(boards: Iterable[Board], path: Path) -> dict[str, list[Table]]:
     """{recipe: the published tables of its boards}, at the numbers of evaluations that a board has."""
     rows, out = read(path), dict[str, list[Table]]()
     for board in boards:
-        if f"{board.benchmark}-{board.world}" in plugins.names("benchmarks"):
+        if plugins.benchmark(board.benchmark, board.world) is not plugins.benchmark(board.benchmark):
             continue
         for name, ours in METRICS.items():
             if ours.benchmark == board.benchmark and ours.metric in board.cells and ours.judge in board.judge:

@@ -1,0 +1,224 @@
+"""Fidelity and diversity of pictures: against references on disk, with judges that are plain arithmetic."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twinbench import assets, references
+from twinbench.benchmarks import base
+from twinbench.benchmarks.base import Evidence, join
+from twinbench.benchmarks.diversity_pictures import DiversityConfig, PictureDiversity
+from twinbench.benchmarks.fidelity_pictures import FidelityConfig, PictureFidelity
+from twinbench.data.base import Request
+from twinbench.errors import UserError, WorkError
+from twinbench.judges.distances import frechet, frechet_to, kernel_distance
+
+
+class Corners:
+    """Three corner pixels as features."""
+
+    name, version = "corners", "1"
+
+    def __call__(self, pictures):
+        return np.array([p[[0, 0, -1], [0, -1, 0], 0] for p in pictures], np.float64) / 255
+
+
+class Words:
+    name, version = "words", "1"
+
+    def scores(self, pictures, texts):
+        return np.array([p[0, 0, 0] / 255 if "bright" in t else 0.0 for p, t in zip(pictures, texts, strict=True)])
+
+
+class Apart:
+    name, version = "lpips", "1"
+
+    def __call__(self, pictures, others):
+        return np.array([np.abs(a.astype(float) - b).mean() for a, b in zip(pictures, others, strict=True)])
+
+
+@pytest.fixture
+def judges(monkeypatch):
+    made = {"corners": Corners(), "clip": Words(), "lpips": Apart(), "inception": Corners()}
+    monkeypatch.setattr(base, "judge_of", lambda name, settings: made[name])
+
+
+def pictures(n, seed, size=(8, 8)):
+    return list(np.random.default_rng(seed).integers(0, 256, (n, *size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def real(tmp_path, judges):
+    """A reference of 40 pictures, as the command makes it."""
+    folder = tmp_path / "mine"
+    (folder / "pictures").mkdir(parents=True)
+    rows = []
+    for i, p in enumerate(pictures(40, 0)):
+        Image.fromarray(p).save(folder / "pictures" / f"{i}.png")
+        rows.append(
+            {
+                "key": f"k{i}",
+                "prompt": "a bright day" if i % 2 else "a night",
+                "tag": "all",
+                "file": f"pictures/{i}.png",
+            }
+        )
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    list(references.make(str(folder), Corners()))
+    return folder
+
+
+def bench(folder, **settings):
+    return PictureFidelity(None, FidelityConfig(reference=str(folder), features="corners", **settings))
+
+
+def test_distances_to_a_reference_are_those_to_its_features(real):
+    b, drawn = bench(real), pictures(40, 1)
+    evidence = b.judge(drawn, b.requests())
+    values, mine, theirs = b.summarize(evidence), Corners()(drawn), Corners()(pictures(40, 0))
+    assert values["fid"] == pytest.approx(frechet(mine, theirs), rel=1e-9)
+    assert values["kid"] == pytest.approx(kernel_distance(mine, theirs), abs=1e-4)  # kept in half precision
+    cosines = [p[0, 0, 0] / 255 if i % 2 else 0 for i, p in enumerate(drawn)]
+    assert values["clip"] == pytest.approx(100 * np.mean(cosines))
+    sha = b.statistics.sha256[:12]
+    assert b.judge_name == f"corners/1 + words/1 + mine/{sha}" and b.prompt_set == "mine"
+
+
+def test_parts_joined_are_the_whole(real):
+    b, drawn = bench(real, clip=None), pictures(40, 1)
+    requests = b.requests()
+    whole = b.judge(drawn, requests)
+    parts = join([b.judge(drawn[i : i + 16], requests[i : i + 16]) for i in range(0, 40, 16)])
+    assert parts.keys == whole.keys and np.array_equal(parts.features, whole.features) and whole.items == []
+    assert b.summarize(parts) == b.summarize(whole)
+
+
+def test_the_reference_compared_with_itself_is_at_no_distance(real):
+    b = bench(real, clip=None)
+    assert b.summarize(b.judge(pictures(40, 0), b.requests()))["fid"] == pytest.approx(0, abs=1e-7)
+
+
+def test_requests_are_the_references_prompts(real):
+    requests = bench(real).requests()
+    assert len(requests) == 40 and requests[1] == Request("k1", "a bright day", 0, "all")
+    assert len(bench(real, images=7).requests()) == 7 and len(bench(real).requests(limit=3)) == 3
+
+
+def test_other_features_or_none_are_refused(real, monkeypatch, tmp_path):
+    monkeypatch.setattr(Corners, "version", "2")
+    with pytest.raises(UserError, match="features of 'corners/1', not of 'corners/2'"):
+        _ = bench(real).judge_name
+    monkeypatch.setenv("TWINBENCH_ASSETS", str(tmp_path))
+    with pytest.raises(UserError, match="twinbench fetch mjhq-30k"):
+        bench("mjhq-30k").requests()
+    with pytest.raises(UserError, match="needs a reference"):
+        PictureFidelity().requests()
+    (real / "corners.npz").write_bytes(b"PK no")
+    with pytest.raises(UserError, match="holds no statistics"):
+        _ = bench(real).statistics
+    (real / "corners.npz").unlink()
+    with pytest.raises(UserError, match="--features corners makes it"):
+        _ = bench(real).statistics
+    with pytest.raises(WorkError, match="none may be left out"):
+        bench(real, clip=None).judge(pictures(3, 0), bench(real).requests())
+
+
+def test_published_statistics_are_those_of_one_resizing(tmp_path, monkeypatch, judges):
+    monkeypatch.setenv("TWINBENCH_ASSETS", str(tmp_path))
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    (tmp_path / "imagenet-256").mkdir()
+    place = tmp_path / "imagenet-256" / "VIRTUAL_imagenet256_labeled.npz"
+    np.savez(place, mu=x.mean(0), sigma=np.cov(x, rowvar=False), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    b = PictureFidelity(None, FidelityConfig(reference="imagenet-256", clip=None, images=2000))
+    with pytest.raises(UserError, match="legacy_tensorflow"):
+        _ = b.judge_name
+    monkeypatch.setattr(Corners, "version", "1, legacy_tensorflow, weights 0")
+    monkeypatch.setattr(Corners, "name", "inception")
+    y = np.random.default_rng(1).normal(size=(50, 3))
+    values = b.summarize(Evidence(features=y, keys=[]))
+    assert values == {"fid": pytest.approx(frechet(y, x), rel=1e-9)}  # no kernel distance without features
+    assert [r.prompt for r in b.requests()[998:1002]] == ["998", "999", "0", "1"]
+
+
+def test_mjhqs_archive_becomes_a_reference(tmp_path, monkeypatch, judges):
+    monkeypatch.setenv("TWINBENCH_ASSETS", str(tmp_path))
+    (tmp_path / "mjhq-30k").mkdir()
+    told = {f"id{i}": {"category": ("food", "art")[i % 2], "prompt": f"dish {i}"} for i in range(5)}
+    (tmp_path / "mjhq-30k" / "meta_data.json").write_text(json.dumps(told))
+    with zipfile.ZipFile(tmp_path / "mjhq-30k" / "mjhq30k_imgs.zip", "w") as archive:
+        for i, p in enumerate(pictures(5, 0, (8, 12))):
+            Image.fromarray(p).save(tmp_path / "x.png")
+            archive.write(tmp_path / "x.png", f"mjhq30k_imgs/{told[f'id{i}']['category']}/id{i}.jpg")
+    assert [share for share, _ in references.make("mjhq-30k", Corners())][-1] == 1.0
+    assert [r.prompt for r in references.requests("mjhq-30k", None)] == [f"dish {i}" for i in range(5)]
+    middle = Corners()([p[:, 2:10] for p in pictures(5, 0, (8, 12))])
+    assert references.statistics("mjhq-30k", "corners").mean == pytest.approx(middle.mean(0))
+    assert references.statistics("mjhq-30k", "corners").n == 5
+    told["lost"] = {"category": "art", "prompt": "none"}
+    (tmp_path / "mjhq-30k" / "meta_data.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"lacks 1 pictures, art/lost\.jpg"):
+        list(references.make("mjhq-30k", Corners()))
+
+
+def test_coco_takes_the_first_caption_of_each_picture(tmp_path):
+    told = {
+        "images": [{"id": 7, "file_name": "COCO_7.jpg"}, {"id": 3, "file_name": "COCO_3.jpg"}],
+        "annotations": [
+            {"id": 9, "image_id": 7, "caption": "late"},
+            {"id": 2, "image_id": 7, "caption": " first \n"},
+            {"id": 5, "image_id": 3, "caption": "only"},
+        ],
+    }
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("annotations/captions_val2014.json", json.dumps(told))
+    rows = references._coco(tmp_path / "a.zip")
+    assert [(r["key"], r["prompt"], f) for r, f in rows] == [
+        ("000000000003", "only", "COCO_3.jpg"),
+        ("000000000007", "first", "COCO_7.jpg"),
+    ]
+    assert len(references._coco(tmp_path / "a.zip", 1)) == 1
+
+
+def test_a_distance_to_moments_is_that_to_features():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 4)), rng.normal(1, 2, size=(70, 4))
+    assert frechet_to(a, b.mean(0), np.cov(b, rowvar=False)) == pytest.approx(frechet(a, b), rel=1e-12)
+    with pytest.raises(ValueError, match="features of 4 numbers"):
+        frechet_to(a, np.zeros(3), np.eye(3))
+
+
+# ---- diversity ----
+
+
+def test_diversity_is_the_mean_over_pairs_then_over_prompts(judges):
+    b = PictureDiversity()
+    requests = b.requests(limit=1)
+    assert len(requests) == 24 and b.prompt_set == "geneval" and b.judge_name == "lpips/1"
+    drawn = pictures(24, 3)
+    rows = b.judge(drawn, requests).items
+    for k, row in enumerate(rows):
+        four = [p.astype(float) for p in drawn[4 * k : 4 * k + 4]]
+        pairs = [np.abs(four[i] - four[j]).mean() for i in range(4) for j in range(i)]
+        assert row["distance"] == pytest.approx(np.mean(pairs)) and row["key"] == requests[4 * k].key
+    values = b.summarize(Evidence(rows))
+    assert values == {"distance": pytest.approx(np.mean([row["distance"] for row in rows]))}
+    assert b.summarize(b.judge([drawn[0]] * 24, requests)) == {"distance": 0.0}  # a collapsed generator
+
+
+def test_diversity_by_an_encoder(judges):
+    b = PictureDiversity(None, DiversityConfig(distance=None, features="corners", asks="geneval"))
+    drawn = pictures(4, 3)
+    x = Corners()(drawn)
+    (row,) = b.judge(drawn, b.requests(limit=1)[:4]).items
+    pairs = [np.linalg.norm(x[i] - x[j]) for i in range(4) for j in range(i)]
+    assert row["distance"] == pytest.approx(np.mean(pairs)) and b.judge_name == "corners/1"
+    with pytest.raises(ValueError, match="distance or features"):
+        DiversityConfig(features="corners")
+
+
+def test_large_features_do_not_go_into_the_results():
+    assert Evidence(features=np.zeros((1200, 64))).small and not Evidence(features=np.zeros((30_000, 2048), bool)).small
+    assert not Evidence().small and assets.ASSETS["mjhq-30k"].files[1].path.endswith(".zip")

@@ -1,0 +1,87 @@
+"""FID, KID and CLIP score of pictures of any model, against a named set of real ones (`twinbench.references`).
+
+The judge's name tells the features, their resizing and the reference with its sha256; n is the number of pictures. An
+FID is biased by about 1 / n and belongs to one tool: only equal n, resizing and reference compare. KID is unbiased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from twinbench import references
+from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batches, identity, limited, row_of
+from twinbench.data.base import Request
+from twinbench.errors import UserError
+from twinbench.judges.distances import frechet_to, kernel_distance
+from twinbench.settings import REQUIRED, Strict
+from twinbench.statistics import Metric
+
+
+class FidelityConfig(Strict):
+    reference: str = Field(REQUIRED, description="mjhq-30k, coco-30k, imagenet-256, imagenet-512, or a folder")
+    features: Chosen = Field(Judging(name="inception"), description="whose features are compared")
+    clip: Chosen | None = Field(Judging(name="clip"), description="who judges picture and prompt; null for none")
+    images: int | None = Field(None, ge=2, description="pictures; all prompts of the reference by default")
+    batch: int = Field(64, ge=1, description="pictures held at once")
+
+
+class PictureFidelity(Benchmark):
+    """`fid`; `kid`, where the reference keeps its features; `clip`: 100 times the cosine of picture and prompt."""
+
+    name = "fidelity"
+    Config = FidelityConfig
+    metrics: ClassVar = {"clip": Metric("clip", stratum="split")}
+
+    @property
+    def reference(self) -> str:
+        if self.config.reference == REQUIRED:
+            raise UserError("fidelity needs a reference: --set eval.benchmarks.fidelity.reference=mjhq-30k")
+        return self.config.reference
+
+    @cached_property
+    def statistics(self) -> references.Statistics:
+        """Raises UserError where the reference holds other features than this judge's."""
+        judge = self.config.features.made()
+        told = references.statistics(self.reference, judge.name)
+        mine = references.kind(judge)
+        if not mine.startswith(told.judge):
+            raise UserError(f"reference {self.reference} holds features of {told.judge!r}, not of {mine!r}")
+        return told
+
+    @property
+    def prompt_set(self) -> str:
+        return references.title(self.reference)
+
+    @property
+    def judge_name(self) -> str:
+        judges = [self.config.features.made(), *([self.config.clip.made()] if self.config.clip else [])]
+        return f"{identity(*judges)} + {references.title(self.reference)}/{self.statistics.sha256[:12]}"
+
+    def requests(self, limit: int | None = None) -> list[Request]:
+        if self.prompts != "evaluation":
+            raise UserError(
+                f"{self.name} has no {self.prompts} prompts; it is there to compare, not to choose settings"
+            )
+        return limited(references.requests(self.reference, self.config.images), limit)
+
+    def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
+        encoder, parts, items = self.config.features.made(), [], []
+        for pictures, part in batches(samples, requests, self.config.batch):
+            parts.append(np.asarray(encoder(pictures), np.float64))
+            if self.config.clip:
+                cosines = self.config.clip.made().scores(pictures, [r.prompt for r in part])
+                items += [{**row_of(r), "clip": 100 * float(x)} for r, x in zip(part, cosines, strict=True)]
+        return Evidence(items, np.concatenate(parts), [r.key for r in requests])
+
+    def summarize(self, evidence: Evidence) -> dict[str, float]:
+        x, real = evidence.features, self.statistics
+        assert x is not None
+        values = {"fid": frechet_to(x, real.mean, real.covariance)}
+        if real.features is not None:
+            values["kid"] = kernel_distance(x, real.features)
+        return {**values, **super().summarize(evidence)}
