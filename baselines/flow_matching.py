@@ -6,11 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from twinbench.flow import Batch, Hop, mix
+from twinbench.flow import Batch, Hop, dropped, mix
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import barron, l2
 from twinbench.objectives.times import tan_weight
@@ -42,15 +41,10 @@ class FlowMatching(Method):
 
     def loss(self, networks: Networks, batch: Batch, draws: Draws, turn: Turn) -> Terms:
         assert isinstance(draws, FlowDraws) and batch.x is not None
-        cond = {name: dropped(value, batch.null[name], draws.drop) for name, value in batch.cond.items()}
         x_t = mix(batch.x, draws.z, draws.t)
-        v = networks.student(x_t, draws.t, draws.t, cond)
+        v = networks.student(x_t, draws.t, draws.t, dropped(batch.cond, batch.null, draws.drop))
         distance = l2 if self.config.metric == "l2" else barron
         rows = distance(v, draws.z - batch.x)
         if self.config.weighting == "tan":
             rows = tan_weight(draws.t, draws.t).to(rows.dtype) * rows
         return Terms({"flow": Term(rows, draws.rows)})
-
-
-def dropped(value: Tensor, null: Tensor, drop: Tensor) -> Tensor:
-    return torch.where(drop.view(-1, *[1] * (value.ndim - 1)), null, value)

@@ -1,7 +1,7 @@
 """SiD: score identity distillation (Zhou et al., arXiv 2404.04057; constants of its `training/sid_loss.py`).
 
-The Fisher divergence between the student's and the teacher's noised distributions, rewritten by score identities. With
-R the teacher's and K the critic's estimate of the clean sample from y = x_g + sigma n, x_g the student's sample:
+The Fisher divergence between the student's and the real noised distributions, rewritten by score identities. With R the
+real field's and K the fake field's estimate of the clean sample from y = x_g + sigma n, x_g the student's sample:
 
     student   sum_D (R - K) ((R - x_g) - alpha (R - K)) / sg(mean_D |x_g - R|),   the gradient flows through R and K
     critic    (1/sigma^2 + 1/sigma_d^2) sum_D (K - x_g)^2,   EDM's denoising loss on the student's own samples
@@ -13,11 +13,14 @@ EDM's noise level sigma meets the straight path at t = sigma / (1 + sigma): x_t 
 and K - x_g = t (eps - x_g - v), so the critic's loss is (1 + (sigma/sigma_d)^2) / (1 + sigma)^2 times flow matching's.
 Student turn: sigma on EDM's grid (rho) up to the level number `tmax`; critic turn: log-normal. Every turn draws its own
 numbers; the prompts are the batch's in all turns of a step.
+
+By default R is the frozen teacher's and K a network's of its own; `matching` has the other choices. The gradient
+through the student's own fields (`real: self`, `fake: shared`) moves its samples, not these fields; a shared one is
+fitted in a second call, at the levels of the student's turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,27 +28,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twinbench.flow import Batch, Hop, Velocity, expand, guided, mix, split, times_like
-from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
+from twinbench.flow import Batch, Hop, expand, inputs_only, mix, split
+from twinbench.matching import Matching, jump
+from twinbench.method import Draws, Networks, Term, Terms, Turn
 from twinbench.objectives.losses import l2
 from twinbench.randomness import Rng
 
 
 @dataclass(frozen=True)
 class ScoreDraws(Draws):
-    """z [n, ...] generates; sigma [n], eps [n, ...]: EDM's noise level and the noise added to the samples."""
+    """z [n, ...] generates; sigma [n], eps [n, ...]: EDM's noise level and the noise added to the samples; drop [n]:
+    rows whose flow matching sees the empty condition."""
 
     z: Tensor
     sigma: Tensor
     eps: Tensor
+    drop: Tensor | None = None
 
 
-class SiD(Method):
-    class Config(Strict):
+class SiD(Matching):
+    class Config(Matching.Config):
         alpha: float = Field(1.2, ge=0, description="1: the score identity; beyond: a biased, stronger pull")
-        cfg_scale: float = Field(1.0, ge=1, description="guidance of the teacher")
         critic_steps: int = Field(1, ge=1, description="critic turns to one of the student")
-        critic_rate: float = Field(1.0, gt=0, description="the critic's learning rate, relative to the student's")
         tmax: float = Field(0.8, gt=0, le=1, description="share of the noise grid that the student's turn uses")
         sigma_range: tuple[float, float] = Field((0.002, 80.0), description="ends of EDM's grid")
         rho: float = Field(7.0, gt=0, description="its curvature")
@@ -57,45 +61,39 @@ class SiD(Method):
     config: Config
     hop: ClassVar[Hop] = "end"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"teacher", "critic"})
-
-    def turns(self, step: int) -> Sequence[str]:
-        return (*["critic"] * self.config.critic_steps, "student")
-
-    def rate(self, turn: str) -> float:
-        return self.config.critic_rate if turn == "critic" else 1.0
-
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> ScoreDraws:
         c, u = self.config, rng.uniform("u")
         if turn.name == "critic":
             sigma = (c.p_mean + c.p_std * torch.special.ndtri(u)).exp()
         else:
             sigma = grid(u * c.tmax, c.sigma_range, c.rho)
-        return ScoreDraws(rng.total, rng.normal("z"), sigma.to(rng.time_dtype), rng.normal("eps"))
+        drop = self.dropped_rows(rng, turn)
+        return ScoreDraws(rng.total, rng.normal("z"), sigma.to(rng.time_dtype), rng.normal("eps"), drop)
 
     def loss(self, networks: Networks, batch: Batch, draws: Draws, turn: Turn) -> Terms:
-        assert isinstance(draws, ScoreDraws) and networks.teacher is not None and networks.critic is not None
-        c, cond, sigma = self.config, batch.cond, draws.sigma
-        t = sigma / (1 + sigma)
+        assert isinstance(draws, ScoreDraws)
+        c, cond, t = self.config, batch.cond, draws.sigma / (1 + draws.sigma)
         with torch.set_grad_enabled(turn.name == "student"):
-            x_g = generate(networks.student, draws.z, batch)
-        x_t = mix(x_g, draws.eps, t)
-        v_fake = networks.critic(x_t, t, t, cond)
+            x_g = jump(networks.student, draws.z, torch.ones_like(t), cond)
         if turn.name == "critic":
-            weight = ((1 + (sigma / c.sigma_data) ** 2) / (1 + sigma) ** 2).to(v_fake.dtype)
-            return Terms({"fake": Term(weight * l2(v_fake, draws.eps - x_g), draws.rows)})
-        teacher = guided(networks.teacher, batch.null, c.cfg_scale)
-        real, fake = split(x_t, teacher(x_t, t, t, cond), t)[0], split(x_t, v_fake, t)[0]
-        rows = fisher(x_g, real, fake, c.alpha, c.floor).flatten(1).mean(1)
-        return Terms({"fisher": Term(rows, draws.rows)}, {"direction": (real - fake).detach().square().mean().sqrt()})
+            return Terms({"fake": self._fit(networks, batch, draws, x_g)})
+        terms = self.hold(networks, batch, draws, t)
+        if c.fake == "shared":
+            terms["fake"] = self._fit(networks, batch, draws, x_g.detach())
+        x_t = mix(x_g, draws.eps, t)
+        with inputs_only(networks.student):
+            v_fake, v_real = self.fake(networks)(x_t, t, cond), self.real(networks, batch.null)(x_t, t, cond)
+        real, fake = split(x_t, v_real, t)[0], split(x_t, v_fake, t)[0]
+        terms["fisher"] = Term(fisher(x_g, real, fake, c.alpha, c.floor).flatten(1).mean(1), draws.rows)
+        return Terms(terms, {"direction": (real - fake).detach().square().mean().sqrt()})
 
-
-def generate(student: Velocity, z: Tensor, batch: Batch) -> Tensor:
-    """Samples of one evaluation, with their gradient: z - v(z, 1, 0)."""
-    ones = torch.ones(len(z), dtype=times_like(z), device=z.device)
-    return z - student(z, ones, torch.zeros_like(ones), batch.cond)
+    def _fit(self, networks: Networks, batch: Batch, draws: ScoreDraws, x: Tensor) -> Term:
+        """EDM's denoising loss of the fake field on own samples x [n, ...]."""
+        sigma = draws.sigma
+        t = sigma / (1 + sigma)
+        v = self.fake(networks)(mix(x, draws.eps, t), t, batch.cond)
+        weight = ((1 + (sigma / self.config.sigma_data) ** 2) / (1 + sigma) ** 2).to(v.dtype)
+        return Term(weight * l2(v, draws.eps - x), draws.rows)
 
 
 def grid(u: Tensor, ends: tuple[float, float], rho: float) -> Tensor:

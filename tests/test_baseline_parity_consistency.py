@@ -5,13 +5,13 @@ import torch
 from tiny import Tiny, load, tensor
 from twinbench.baselines.consistency import distance, ect_neighbour, weight
 from twinbench.baselines.meanflow import MeanFlow, MeanFlowDraws, adaptive_gradient, mean_target
-from twinbench.baselines.scm import Trig, tangent
 
 from twinbench.flow import Batch, mix
 from twinbench.method import Networks, Turn
 from twinbench.objectives.derivative import along, unit_rms
 from twinbench.objectives.levels import edm_level, flow_time
 from twinbench.objectives.losses import l2
+from twinbench.objectives.trigflow import Trig, tangent
 
 MEANFLOW, SCM, CM = (load(f"fastgen_{name}") for name in ("meanflow", "scm", "cm"))
 

@@ -1,24 +1,21 @@
-"""Methods that match distributions (DMD, SiD): the official code's numbers to 1e-10 in float64, and what must hold."""
-
-import json
+"""Methods that match distributions (DMD, DMD2, SiD): the official code's numbers to 1e-10 in float64, and what must
+hold, whoever the real and the fake field are."""
 
 import pytest
 import torch
 from gaussian import MEAN, SCALE, mean_velocity
-from small import files, resolved, trained
 from tiny import Tiny, load, tensor
-from twinbench.baselines.dmd import DMD, MatchDraws, direction
+from twinbench.baselines.dmd import DMD
+from twinbench.baselines.dmd2 import DMD2
 from twinbench.baselines.sid import ScoreDraws, SiD, grid
 
 from twinbench.anystep import ROLES
 from twinbench.flow import Batch, Counted, expand
-from twinbench.judges.distances import frechet
+from twinbench.matching import MatchDraws, direction, generate
 from twinbench.method import Networks, Turn
 from twinbench.objectives.losses import l2
 from twinbench.randomness import Rng
 from twinbench.sampler import Schedule, sample
-from twinbench.tensors import read_tensors
-from twinbench.training.start import start
 from twinbench.twinflow import TwinDraws, TwinFlow
 
 FASTGEN, SID = load("fastgen_dmd"), load("sid_generator")
@@ -30,16 +27,30 @@ def close(got, want, tolerance=1e-10):
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
+class Line(torch.nn.Module):
+    """A head: two logits, linear in x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(tensor([[0.5, -0.2], [0.3, 0.4], [-0.6, 0.1]]))
+
+    def forward(self, x, t, cond):
+        return x @ self.w + t[:, None] + cond["c"]
+
+
 def networks_of(case=FASTGEN["vsd"], turn="student"):
-    """Student, teacher and critic of the recorded case; as in training, the turn's network alone takes gradients."""
-    student, teacher, critic = (Tiny(case[name]) for name in ("P", "P_teacher", "P_fake"))
-    for name, net in {"student": student, "teacher": teacher, "critic": critic}.items():
+    """Student, teacher and critic of the recorded case, the average like the teacher, and a head; as in training, the
+    turn's network alone takes gradients."""
+    student, teacher, critic, head = *(Tiny(case[name]) for name in ("P", "P_teacher", "P_fake")), Line()
+    for name, net in {"student": student, "teacher": teacher, "critic": critic, "head": head}.items():
         net.requires_grad_(name == turn)
-    return Networks(Counted(student), teacher=Counted(teacher), critic=Counted(critic))
+    student, teacher, critic = (Counted(net) for net in (student, teacher, critic))
+    return Networks(student, target=teacher, teacher=teacher, critic=critic, head=head)
 
 
 def gradients(net):
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in net.velocity.named_parameters()}
+    net = getattr(net, "velocity", net)
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in net.named_parameters()}
 
 
 # ---- recorded numbers ----
@@ -108,8 +119,9 @@ def test_sids_critic_is_edms_denoising_loss():
 # ---- what must hold ----
 
 
+@pytest.mark.parametrize("real", ["teacher", "self"])
 @pytest.mark.parametrize("normalise", ["dmd", "none"])
-def test_dmd_on_the_twin_pushes_as_twinflow_rectifies(normalise):
+def test_dmd_on_the_twin_pushes_as_twinflow_rectifies(normalise, real):
     """With the student's negative times as fake and its own velocity as real field, the gradient at its one-step output
     is TwinFlow's (clamp off, no guidance) times t/2, divided by the row's normaliser."""
     case, n = FASTGEN["vsd"], 4
@@ -130,7 +142,7 @@ def test_dmd_on_the_twin_pushes_as_twinflow_rectifies(normalise):
     one, zero, role = torch.ones_like(t), torch.zeros_like(t), torch.full((n,), ROLES.index("one_step"))
     counts = {name: n if name == "one_step" else 0 for name in ROLES}
     rectify = pull(twin, Networks(student), TwinDraws(n, role, counts, one, zero, z, z_match=eps, t_match=t), "rectify")
-    shared = DMD(DMD.Config(fake="shared", normalise=normalise, floor=0))
+    shared = DMD(DMD.Config(fake="shared", real=real, flow=0, normalise=normalise, floor=0))
     draws = MatchDraws(n, z[:, None], zero.long(), t, eps)
     match = pull(shared, Networks(student, teacher=net), draws, "match")
     factor = (match * rectify).sum(1) / rectify.square().sum(1)
@@ -141,6 +153,23 @@ def test_dmd_on_the_twin_pushes_as_twinflow_rectifies(normalise):
         x_t = expand(1 - t, x) * x + expand(t, x) * eps
         size = (x - (x_t - expand(t, x) * net(x_t, t, t, cond))).abs().mean(1)
     close(factor, t / 2 / (size if normalise == "dmd" else 1), 1e-12)
+
+
+@pytest.mark.parametrize("kind, term", [(DMD, "match"), (SiD, "fisher")])
+def test_the_students_own_fields_move_its_samples_and_not_themselves(kind, term):
+    """The gradient is that of frozen copies in their place."""
+    net, batch = Tiny(FASTGEN["vsd"]["P"]), batch_of(8)
+    copy = Tiny(FASTGEN["vsd"]["P"]).requires_grad_(False)
+    others = Networks(Counted(net), teacher=copy, critic=lambda x, t, r, cond: copy(x, -t, -t, cond))
+    results = []
+    for networks, settings in ((Networks(Counted(net)), {"real": "self", "fake": "shared"}), (others, {})):
+        method = kind(kind.Config(cfg_scale=2.0, **settings))
+        draws = method.draw(batch, rng_of(STUDENT, range(8), 8), STUDENT)
+        loss = method.loss(networks, batch, draws, STUDENT).losses[term].value()
+        results.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert all(p.requires_grad for p in net.parameters())
+    for own, other in zip(*results, strict=True):
+        close(own, other, 1e-12)
 
 
 def shifted(by):
@@ -161,7 +190,8 @@ def pull_of(method, by):
     rng = Rng(0, 0, "student", range(n), n, (3,), torch.float64)
     batch = Batch(None, {}, {})
     draws = method.draw(batch, rng, STUDENT)
-    terms = method.loss(Networks(student, teacher=mean_velocity, critic=field), batch, draws, STUDENT)
+    networks = Networks(student, mean_velocity, mean_velocity, field, lambda x, t, cond: x[:, :1] * 0 + 0.7)
+    terms = method.loss(networks, batch, draws, STUDENT)
     samples = (draws.z if draws.z.ndim == 2 else draws.z[:, 0]) - outputs[0]
     assert (samples.mean(0) - MEAN - by).abs().max() < 4 * SCALE / n**0.5
     (at_output,) = torch.autograd.grad(
@@ -174,8 +204,13 @@ MATCHING = {
     "dmd": DMD(DMD.Config()),
     "dmd-plain": DMD(DMD.Config(normalise="none")),
     "dmd-shared": DMD(DMD.Config(fake="shared")),
+    "dmd-average": DMD(DMD.Config(real="average", flow=0)),
+    "dmd-average-shared": DMD(DMD.Config(real="average", fake="shared", flow=0)),
+    "dmd2": DMD2(),
     "sid": SiD(),
     "sid-alpha1": SiD(SiD.Config(alpha=1.0)),
+    "sid-shared": SiD(SiD.Config(fake="shared")),
+    "sid-average-lora": SiD(SiD.Config(real="average", fake="lora", flow=0)),
 }
 
 
@@ -197,7 +232,7 @@ def test_few_step_dmd_trains_on_the_samplers_own_samples():
     draws = method.draw(batch, rng_of(STUDENT, range(n), n), STUDENT)
     assert {*draws.stop.tolist()} == {0, 1, 2}
     with torch.no_grad():
-        x_g = method._generate(networks.student, draws, batch.cond)
+        x_g = generate(networks.student, draws.z, draws.stop, times, batch.cond)
     for k in range(3):
         schedule = Schedule(times[: k + 1], "end", renoise=1.0)
         drawn = sample(networks.student, draws.z[:, 0], batch.cond, schedule, lambda i: draws.z[:, i + 1])
@@ -207,10 +242,32 @@ def test_few_step_dmd_trains_on_the_samplers_own_samples():
     assert networks.student.passes == 3 * n + draws.stop.sum()  # all rows jump last with a gradient
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.2])
+def test_where_the_fields_know_the_sample_sid_pulls_as_dmd(alpha):
+    """With estimates of the clean sample that do not move with it, SiD's gradient is DMD's, for every alpha: they part
+    in what flows through the two fields."""
+    n, points = 8, torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    method = SiD(SiD.Config(alpha=alpha, real="self", fake="shared", flow=0))
+    outputs = []
+
+    def student(x, t, r, cond):  # all of the mass of the data, and of the twin's, lies in one point
+        if (r == 0).all():
+            outputs.append((x / 2).requires_grad_())
+            return outputs[-1]
+        return (x - points[(t < 0).long()]) / expand(t.abs(), x)
+
+    batch = Batch(None, {}, {})
+    draws = method.draw(batch, Rng(0, 0, "student", range(n), n, (3,), torch.float64), STUDENT)
+    rows = method.loss(Networks(student), batch, draws, STUDENT).losses["fisher"].rows
+    (grad,) = torch.autograd.grad(rows.sum(), outputs[0])
+    x = draws.z / 2
+    close(-3 * grad, direction(x, points[1].expand(n, 3), points[0].expand(n, 3), floor=0))  # a mean over 3 numbers
+
+
 def batch_of(n):
     generator = torch.Generator().manual_seed(5)
     c, e = torch.randn(2, n, 2, dtype=torch.float64, generator=generator)
-    return Batch(None, {"c": c}, {"c": e})
+    return Batch(torch.randn(n, 3, dtype=torch.float64, generator=generator), {"c": c}, {"c": e})
 
 
 def rng_of(turn, held, total):
@@ -221,7 +278,12 @@ VARIANTS = {
     "dmd": DMD(DMD.Config(cfg_scale=2.0)),
     "dmd-few": DMD(DMD.Config(cfg_scale=2.0, times=(1.0, 0.7, 0.4))),
     "dmd-shared": DMD(DMD.Config(cfg_scale=2.0, fake="shared", times=(1.0, 0.5))),
+    "dmd-self": DMD(DMD.Config(cfg_scale=2.0, real="self", drop=0.5)),
+    "dmd-average-shared": DMD(DMD.Config(cfg_scale=2.0, real="average", fake="shared", drop=0.5)),
+    "dmd2": DMD2(DMD2.Config(cfg_scale=2.0, gan=0.5, r1=0.7)),
     "sid": SiD(SiD.Config(cfg_scale=2.0)),
+    "sid-self": SiD(SiD.Config(cfg_scale=2.0, real="self", drop=0.5)),
+    "sid-self-shared": SiD(SiD.Config(cfg_scale=2.0, real="self", fake="shared", drop=0.5)),
 }
 both_turns = pytest.mark.parametrize(
     "label, turn", [(label, name) for label, method in VARIANTS.items() for name in sorted({*method.turns(0)})]
@@ -236,11 +298,12 @@ def test_micro_batches_of_one_add_up_to_the_batch(label, turn):
         networks, loss = networks_of(turn=turn.name), 0.0
         for first in range(0, total, size):
             held = list(range(first, first + size))
-            part = Batch(None, {"c": batch.cond["c"][held]}, {"c": batch.null["c"][held]})
+            part = Batch(batch.x[held], {"c": batch.cond["c"][held]}, {"c": batch.null["c"][held]})
             terms = method.loss(networks, part, method.draw(part, rng_of(turn, held, total), turn), turn)
             terms.total().backward()
             loss += terms.total().item()
-        results.append((loss, [*gradients(networks.student).values(), *gradients(networks.critic).values()]))
+        held = (networks.student, networks.critic, networks.head)
+        results.append((loss, [value for net in held for value in gradients(net).values()]))
     (loss, grads), (loss_1, grads_1) = results
     assert loss == pytest.approx(loss_1, rel=1e-12) and max(value.abs().max() for value in grads) > 0.01
     for one, other in zip(grads, grads_1, strict=True):
@@ -256,107 +319,6 @@ def test_the_loss_is_pure_and_trains_the_turns_network_alone(label, turn):
     second.backward()
     assert first.item() == second.item()
     assert all(torch.equal(getattr(draws, name), value) for name, value in before.items())
-    for name in ("student", "teacher", "critic"):
+    for name in ("student", "teacher", "critic", "head"):
         moved = any(value.any() for value in gradients(getattr(networks, name)).values())
         assert moved == (name == turn.name)
-
-
-# ---- runs ----
-
-TINY = ("backbone.width=16", "backbone.depth=1", "data.size=256", "train.batch=16")
-
-
-class Recording(DMD):
-    """Keeps what it draws."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.drawn = []
-
-    def draw(self, batch, rng, turn):
-        draws = super().draw(batch, rng, turn)
-        self.drawn.append((turn.name, draws))
-        return draws
-
-
-def test_repeated_turns_of_a_step_draw_their_own_numbers(tmp_path):
-    _, trainer = start(resolved("moons", "dmd", "train.budget=2", *TINY), tmp_path)
-    trainer.method = Recording(DMD.Config(critic_steps=3))
-    trainer.step(), trainer.step()
-    assert [name for name, _ in trainer.method.drawn] == ["critic", "critic", "critic", "student"] * 2
-    for name in ("z", "eps", "t"):
-        numbers = torch.cat([getattr(draws, name).flatten() for _, draws in trainer.method.drawn])
-        assert len(numbers.unique()) == len(numbers), name
-
-
-@pytest.mark.parametrize("label", ["dmd", "sid"])
-def test_a_run_with_a_critic_goes_on_where_it_stopped(tmp_path, label):
-    settings = ("train.budget=7", "train.save_every=3", "train.decay=0.5", f"methods.{label}.critic_steps=2", *TINY)
-    whole = trained(tmp_path / "once", "moons", label, *settings)
-    _, trainer = start(resolved("moons", label, *settings), tmp_path / "twice")
-    for row in trainer:
-        if row["step"] == 5:  # two steps after its last checkpoint
-            break
-    again = trained(tmp_path / "twice", "moons", label, *settings)
-    assert files(again)["weights.safetensors"] == files(whole)["weights.safetensors"]
-    last, other = (read_tensors(folder / "checkpoints" / "step-00000007.safetensors")[0] for folder in (whole, again))
-    assert last.keys() == other.keys() and all(torch.equal(last[name], other[name]) for name in last)
-    assert any(name.startswith("optimizer.critic.") for name in last)
-    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (whole, again)]
-    timed = {"seconds", "peak_bytes"}
-    bare = [[{key: row[key] for key in row.keys() - timed} for row in log] for log in logs]
-    assert bare[0] == bare[1] and len(bare[0]) == 7
-
-
-# Of one row: a forward is 1, a backward through parameters 2, through inputs alone 1.
-CRITIC_TURN = 1 + 3  # the student makes the sample; the critic learns
-PASSES = {
-    # three turns of the critic; the student makes the sample and learns, the critic and the guided teacher look at it
-    "dmd": (["critic_steps=3", "cfg_scale=2.0"], 3 * CRITIC_TURN + 3 + 1 + 2),
-    # the twin's call is trained too
-    "dmd-shared": (["fake=shared"], 3 + 3 + 1),
-    # as dmd, and the gradient goes back through the critic's call and the teacher's two
-    "sid": (["critic_steps=2", "cfg_scale=2.0"], 2 * CRITIC_TURN + 3 + (1 + 1) + 2 * (1 + 1)),
-}
-
-
-@pytest.mark.parametrize("name", PASSES)
-def test_network_passes_are_counted(tmp_path, name):
-    settings, each = PASSES[name]
-    label = name.split("-")[0]
-    sets = [f"methods.{label}.{item}" for item in settings]
-    _, trainer = start(resolved("moons", label, "train.budget=3", *TINY, *sets), tmp_path)
-    assert [row["passes"] for row in trainer] == [16 * each, 2 * 16 * each, 3 * 16 * each]
-
-
-LEARNING = ("backbone.width=64", "backbone.depth=2", "data.size=1024", "train.batch=48", "train.save_every=1000")
-LEARNERS = {
-    "dmd": ["methods.dmd.critic_steps=3", "train.lr=1e-3"],
-    # without a second time scale the twin lags, and momentum makes the two circle round each other
-    "dmd-shared": ["methods.dmd.fake=shared", "train.lr=5e-4", "train.betas=[0.0,0.95]"],
-    "sid": ["methods.sid.critic_steps=3", "train.lr=1e-3"],
-}
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """Weights of a velocity trained for some seconds on the moons."""
-    folder = tmp_path_factory.mktemp("teacher")
-    return trained(folder, "moons", "flow-matching", "train.budget=400", *LEARNING) / "weights.safetensors"
-
-
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_one_step_student_comes_nearer_to_the_data(tmp_path, teacher, name):
-    settings = ("train.budget=200", f"backbone.weights={teacher}", *LEARNING, *LEARNERS[name])
-    _, trainer = start(resolved("moons", name.split("-")[0], *settings), tmp_path)
-    before = distance(trainer)
-    for _ in trainer:
-        pass
-    assert distance(trainer) < 0.3 * before
-
-
-def distance(trainer):
-    """The Frechet distance of 1000 samples of one evaluation each."""
-    z = torch.randn(1000, 2, generator=torch.Generator().manual_seed(1))
-    cond = {"tokens": torch.tensor([[1], [2]]).repeat(500, 1)}
-    return frechet(sample(trainer.evaluated, z, cond, Schedule((1.0,))), trainer.loader.world.real())

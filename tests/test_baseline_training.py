@@ -148,8 +148,9 @@ SOON = ("warmup=50", "times=[0.2, 1.6]")  # sCM's warm-up, and SANA-Sprint's tim
         ("consistency", ["form=distillation"]),
         ("scm", [*SOON, "train.lr=5e-4"]),
         ("scm", [*SOON, "form=distillation"]),
+        ("sana-sprint", ["warmup=40", "train.budget=120"]),
     ],
-    ids=["meanflow", "shortcut", "ct", "cd", "sct", "scd"],
+    ids=["meanflow", "shortcut", "ct", "cd", "sct", "scd", "sprint"],
 )
 def test_a_few_hundred_steps_from_a_flow_make_a_one_step_generator(label, settings, flow, tmp_path):
     items = [f"methods.{label}.{setting}" for setting in settings]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from twinbench.flow import Batch, Hop, Velocity
+from twinbench.flow import Batch, Cond, Hop, Velocity
 from twinbench.randomness import Rng
-from twinbench.settings import Strict
+from twinbench.settings import Lora, Strict
 
-__all__ = ["Draws", "Method", "Networks", "Strict", "Term", "Terms", "Turn"]
+__all__ = ["Draws", "Method", "Networks", "Pairs", "Strict", "Term", "Terms", "Turn"]
+
+
+Head = Callable[[Tensor, Tensor, Cond], Tensor]  # (x, t, cond) -> logits [n, k]: how much x_t looks like data
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Networks:
     target: Velocity | None = None
     teacher: Velocity | None = None
     critic: Velocity | None = None
-    head: torch.nn.Module | None = None
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ class Turn:
     def key(self) -> str:
         """The turn's part in the key of its random numbers: repeated turns draw their own."""
         return f"{self.name}.{self.repeat}" if self.repeat else self.name
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A fixed set of noises and of the samples that the frozen teacher carries them to: count of them, made in `steps`
+    Euler steps with guidance. They are what batches hold, in place of data (`Batch.z`)."""
+
+    count: int
+    steps: int
+    guidance: float = 1.0
+
+    @property
+    def passes(self) -> int:
+        """The network passes of making them."""
+        return self.count * self.steps * (1 + (self.guidance != 1))
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,30 @@ class Method(ABC):
     def needs(self) -> frozenset[str]:
         """Networks beside the student: a subset of {"target", "teacher", "critic", "head"}."""
         return frozenset()
+
+    @property
+    def critic(self) -> Literal["network", "lora"]:
+        """How the critic is held, if it is needed: a network of its own, or a low-rank adapter of the frozen one."""
+        return "network"
+
+    @property
+    def critic_lora(self) -> Lora:
+        """The size of that adapter."""
+        return Lora()
+
+    @property
+    def taps(self) -> tuple[int, ...] | None:
+        """The blocks of the frozen teacher that the head reads, if it is needed; None for some, evenly spaced."""
+        return None
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """The teacher's pairs that it trains on, if it does not train on data; needs "teacher"."""
+        return None
+
+    def phase(self, progress: float) -> int:
+        """Which part of the training this is, from 0 on. Where it rises, the student's average becomes the teacher."""
+        return 0
 
     def turns(self, step: int) -> Sequence[str]:
         """The updates of one step, in order; the student's is among them."""

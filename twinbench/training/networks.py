@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from twinbench.method import Method, Networks
 from twinbench.randomness import seed_of
 from twinbench.sections import BackboneSection, DataSection, Train
 from twinbench.settings import validate
+from twinbench.training.adapters import Adapters
 from twinbench.training.ema import Average
+from twinbench.training.heads import CountedHead, blocks_of, make_head
 from twinbench.weights import FOLDER
 
 
@@ -37,15 +40,21 @@ class Owned:
     trained: dict[str, Trained]
     average: Average
     teacher: nn.Module | None
+    base: nn.Module | None = None  # what adapters sit on; it may be the teacher
+    blocks: Sequence[nn.Module] = ()  # of the teacher, for a head to read
 
-    def velocities(self, needs: frozenset[str]) -> tuple[Networks, list[Counted]]:
+    def velocities(self, needs: frozenset[str]) -> tuple[Networks, list[Counted | CountedHead]]:
         """The velocities that a method asked for, and all counters."""
         student = Counted(self.trained["student"].network)
         critic = Counted(self.trained["critic"].network) if "critic" in self.trained else None
         target = Counted(self.average.network) if "target" in needs else None
         teacher = Counted(self.teacher) if self.teacher is not None else None
-        counters = [c for c in (student, critic, target, teacher) if c is not None]
-        return Networks(student, target=target, teacher=teacher, critic=critic), counters
+        head = None
+        if "head" in self.trained:
+            assert teacher is not None
+            head = CountedHead(self.trained["head"].network, teacher, self.blocks)
+        counters = [c for c in (student, critic, target, teacher, head) if c is not None]
+        return Networks(student, target=target, teacher=teacher, critic=critic, head=head), counters
 
     def train_only(self, turn: str) -> None:
         """Let the turn's network alone take gradients; through the others they flow to inputs only."""
@@ -56,7 +65,11 @@ class Owned:
         """Name, parameters and bytes of every network, with what training keeps beside it."""
         rows = [_weight(f"{turn} (trained)", t.network, 4) for turn, t in self.trained.items()]
         rows.append(_weight("average", self.average.network, 1))
-        return rows + ([_weight("teacher (frozen)", self.teacher, 1)] if self.teacher is not None else [])
+        if self.teacher is not None:
+            rows.append(_weight("teacher (frozen)", self.teacher, 1))
+        if self.base is not None and self.base is not self.teacher:
+            rows.append(_weight("base of adapters (frozen)", self.base, 1))
+        return rows
 
 
 def _weight(name: str, network: nn.Module, copies: int) -> dict[str, Any]:
@@ -129,12 +142,33 @@ def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimi
     return [muon, torch.optim.AdamW(rest, betas=train.betas, **settings)]
 
 
-def assemble(student: Backbone, method: Method, train: Train) -> Owned:
-    """All networks of a run, starting from the student's initial weights."""
-    average = Average(student, train.ema)
-    teacher = Average(student, 0).network if "teacher" in method.needs else None
-    trained = {"student": Trained(student, make_optimizers(student, train))}
-    if "critic" in method.needs:
-        critic = copy.deepcopy(student)
-        trained["critic"] = Trained(critic, make_optimizers(critic, train))
-    return Owned(trained, average, teacher)
+def assemble(student: Backbone, method: Method, train: Train, seed: int = 0) -> Owned:
+    """All networks of a run, starting from the student's initial weights. seed: of adapters' and head's random part.
+
+    Raises UserError for adapters, or a head, on a backbone that takes none."""
+    needs = method.needs
+    networks: dict[str, nn.Module] = {"student": student}
+    average = teacher = base = None
+    if "critic" in needs and method.critic == "network":
+        networks["critic"] = copy.deepcopy(student)
+    on_base = "critic" in needs and method.critic == "lora"
+    if train.lora or on_base:
+        adapters = Adapters(student if train.lora else copy.deepcopy(student))
+        base = adapters.off()
+    if train.lora:
+        networks["student"] = adapters.add("student", train.lora, seed)
+        average = adapters.add("average", train.lora, seed)
+    if on_base:
+        networks["critic"] = adapters.add("critic", method.critic_lora, seed)
+    if needs & {"teacher", "head"}:
+        teacher = base or Average(student, 0).network
+        if train.lora and method.phase(1.0) > 0:  # a teacher that changes is an adapter, too
+            teacher = Average(networks["student"], 0, adapters.add("teacher", train.lora, seed)).network
+    trained = {turn: Trained(network, make_optimizers(network, train)) for turn, network in networks.items()}
+    blocks: Sequence[nn.Module] = ()
+    if "head" in needs:
+        assert teacher is not None
+        blocks = blocks_of(adapters.base if base else teacher)
+        head = make_head(teacher, blocks, student, method.taps, seed)
+        trained["head"] = Trained(head, make_optimizers(head, train.model_copy(update={"optimizer": "adamw"})))
+    return Owned(trained, Average(networks["student"], train.ema, average), teacher, base, blocks)
