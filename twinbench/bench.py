@@ -49,7 +49,7 @@ def bench(
     """Train and judge every label and seed; returns the recipe's name. Raises UserError before any work if a label or
     setting is wrong, WorkError if some run failed; the others are finished first."""
     loaded = recipes.load(recipe, list(sets))
-    chosen = _chosen(loaded, labels, preset)
+    chosen = chosen_labels(loaded, labels, preset)
     trained = {label: recipes.resolve(loaded, label).train.budget > 0 for label in chosen}
     over = list(sets)
     if from_scratch:
@@ -67,7 +67,7 @@ def bench(
     return loaded.name
 
 
-def _chosen(recipe: recipes.Recipe, labels: Sequence[str] | None, preset: str | None) -> list[str]:
+def chosen_labels(recipe: recipes.Recipe, labels: Sequence[str] | None, preset: str | None) -> list[str]:
     """The labels to train: those named ("all": of the recipe's methods), or those of a preset with what they are
     like."""
     if preset is None:

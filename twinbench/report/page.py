@@ -106,7 +106,7 @@ def html(recipes: dict[str, list[Table]], figures: dict[str, bytes]) -> str:
 
 # ---- the numbers, one row each ----
 
-SCORE_FIELDS = ["recipe", "benchmark", "version", "judge", "metric", "label", "teacher", "nfe"]
+SCORE_FIELDS = ["recipe", "benchmark", "version", "judge", "asked", "metric", "label", "teacher", "nfe"]
 SCORE_FIELDS += ["value", "low", "high", "seeds", "best", "relative_to_teacher"]
 
 
@@ -114,7 +114,7 @@ def score_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
     """One row a board, metric, method and NFE."""
     rows = []
     for board in boards:
-        shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge")}
+        shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge", "asked")}
         headlines = {h.metric: h for h in board.headlines}
         for metric, cells in board.cells.items():
             best = board.teacher_best(headlines[metric]) if metric in headlines else float("nan")
@@ -132,7 +132,7 @@ def comparison_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
     """One row a comparison of neighbours."""
     rows = []
     for board in boards:
-        shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge")}
+        shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge", "asked")}
         for metric, found in board.comparisons.items():
             for c in found:
                 pair = {**shared, "metric": metric, "nfe": c.nfe, "label": c.better, "next": c.worse}
