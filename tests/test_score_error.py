@@ -1,0 +1,88 @@
+"""The measurement of scores says 0, or 1, where the truth is handed in, and what is known where it is not."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gaussian import MEAN, SCALE, mean_velocity
+
+from twinbench.data.mixture import Gaussians, clouds, draw
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("score_error", FOLDER / "score_error.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["score_error"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["score_error"]
+
+
+def data(n=256):
+    return draw(n, 2)[0].double()
+
+
+def test_the_true_field_has_no_error_and_a_wrong_one_its_own(script):
+    world = clouds()
+    assert max(script.errors(world.velocity, world, data(), "x")["velocity"]) < 1e-12
+    off = script.errors(lambda x, t: world.velocity(x, t) + torch.tensor([0.3, 0.4]), world, data(), "x")
+    assert off["velocity"] == pytest.approx([0.5] * 5)
+    assert off["score"] == sorted(off["score"], reverse=True)  # (1 - t)/t times that of the velocity
+
+
+def test_the_true_fields_push_along_the_reverse_kl(script):
+    own = Gaussians(draw(500, 5)[0].double() * 1.1)
+    x = data(64) * 1.1
+    exact = script.agreement(script.Fields(clouds().velocity, own.velocity, "kl"), own, x)
+    assert exact["all"] == pytest.approx(1) and exact["bins"] == pytest.approx([1] * 5)
+    swapped = script.agreement(script.Fields(own.velocity, clouds().velocity, "kl"), own, x)
+    assert swapped["all"] == pytest.approx(-1)
+    plain = script.agreement(script.Fields(clouds().velocity, own.velocity, clamp=1.0), own, x)
+    assert 0.5 < plain["all"] < 0.999  # the direction is right, its weight over time is not
+
+
+def test_the_average_velocity_of_the_ode_is_the_closed_one(script):
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.1, 1, 6, dtype=torch.float64)
+    got = script.to_zero(Gaussians(MEAN[None], SCALE), x, t)
+    torch.testing.assert_close(got, mean_velocity(x, t, 0 * t), rtol=1e-3, atol=1e-3)
+
+
+def test_one_distribution_is_at_no_distance_from_itself(script):
+    same = script.energy(draw(2000, 6)[0].double(), draw(2000, 7)[0].double())
+    other = script.energy(draw(2000, 6)[0].double() + 0.2, draw(2000, 7)[0].double())
+    assert abs(same) < 0.005 < 0.05 < other
+
+
+def test_a_stopped_measurement_goes_on_to_the_same_rows(script, tmp_path, monkeypatch):
+    small = tmp_path / "score_error.yaml"
+    text = (
+        (FOLDER / "score_error.yaml").read_text().replace("width: 128", "width: 16").replace("size: 8192", "size: 256")
+    )
+    small.write_text(text.replace("budget: 600000", "budget: 2000").replace("batch: 256", "batch: 16"))
+    for name, value in {"RECIPE": small, "EACH": 8, "ATOMS": 32, "LAG": 2, "MARKS": 3}.items():
+        monkeypatch.setattr(script, name, value)
+    whole = script.measured("twinflow", 0, "none", tmp_path / "whole", tmp_path / "whole.json")
+
+    class Stop(Exception):
+        pass
+
+    measure = script.measure
+
+    def stops(label, trainer, before):
+        if trainer.progress > 0.5:
+            raise Stop
+        return measure(label, trainer, before)
+
+    monkeypatch.setattr(script, "measure", stops)
+    with pytest.raises(Stop):
+        script.measured("twinflow", 0, "none", tmp_path / "cut", tmp_path / "cut.json")
+    monkeypatch.setattr(script, "measure", measure)
+    assert script.measured("twinflow", 0, "none", tmp_path / "cut", tmp_path / "cut.json") == whole
+    assert len(whole) == 4 and whole[0]["step"] == 0 and whole[-1]["progress"] == 1
+    assert "lagged" not in whole[0] and whole[1]["lagged"] != whole[1]["fake"]
