@@ -40,21 +40,20 @@ class LPIPS(Network):
 
     @cached_property
     def network(self) -> Any:
+        import pickle
+
         import torch
-        import torchvision
         from torchmetrics.functional.image.lpips import _LPIPS
 
-        alexnet = torchvision.models.alexnet(weights=None)
-        try:
-            alexnet.load_state_dict(torch.load(self.path, map_location="cpu", weights_only=True))
-        except (RuntimeError, ValueError, EOFError, TypeError) as error:
-            raise UserError(
-                f"judge {self.name}: {self.path} is no AlexNet ({str(error).strip().splitlines()[0]})"
-            ) from None
         made = _LPIPS(net="alex", pnet_rand=True)  # its heads are there, its AlexNet is to be filled
-        for slice_ in (made.net.slice1, made.net.slice2, made.net.slice3, made.net.slice4, made.net.slice5):
-            for place, layer in slice_.named_children():
-                layer.load_state_dict(alexnet.features[int(place)].state_dict())
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for i in range(1, 6):
+                for place, layer in getattr(made.net, f"slice{i}").named_children():
+                    layer.load_state_dict({name: state[f"features.{place}.{name}"] for name in layer.state_dict()})
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"judge {self.name}: {self.path} is no AlexNet ({reason})") from None
         return made.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, pictures: Pictures, others: Pictures) -> np.ndarray:
