@@ -64,7 +64,7 @@ def test_a_preset_brings_what_it_is_like(path):
     loaded = recipe.load(path)
     assert bench.chosen_labels(loaded, None, "orders") == ["rcgm", "far", "one"]
     assert bench.chosen_labels(loaded, ["flow-matching"], "orders") == ["rcgm", "far", "one", "flow-matching"]
-    assert bench.chosen_labels(loaded, ["all"], None) == bench.chosen(loaded, None, None) == ["rcgm"]
+    assert bench.chosen_labels(loaded, ["all"], None) == bench.chosen_labels(loaded, None, None) == ["rcgm"]
     with pytest.raises(UserError, match="did you mean 'orders'"):
         bench.chosen_labels(loaded, None, "order")
 
