@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -10,8 +10,20 @@ import torch
 
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import World
-from twinbench.flow import Batch, take
+from twinbench.flow import Batch, Cond, take
 from twinbench.randomness import permutation
+
+
+class Stream:
+    """The numbers below n without end, in every epoch all of them in a fresh order; parts: whose order it is."""
+
+    def __init__(self, n: int, *parts: object) -> None:
+        self.n = n
+        self._order = lru_cache(2)(lambda epoch: permutation(n, *parts, epoch))
+
+    def __call__(self, places: Iterable[int]) -> list[int]:
+        """The numbers at some places of the stream."""
+        return [int(self._order(place // self.n)[place % self.n]) for place in places]
 
 
 class Loader:
@@ -21,12 +33,13 @@ class Loader:
         self.world, self.backbone = world, backbone
         prompts, rows = np.unique(np.array(world.prompts), return_inverse=True)
         self.conditions, self.prompt_of = backbone.encode(prompts.tolist()), torch.from_numpy(rows)
-        self._order = lru_cache(2)(lambda epoch: permutation(len(world), seed, "epoch", epoch))
+        self.stream = Stream(len(world), seed, "epoch")
 
     def batch(self, step: int, held: Sequence[int], total: int) -> Batch:
         """The samples `held` of a global batch of `total`."""
-        stream = [step * total + i for i in held]
-        rows = [int(self._order(n // len(self.world))[n % len(self.world)]) for n in stream]
-        return Batch(
-            self.world.x[rows].float(), take(self.conditions, self.prompt_of[rows]), self.backbone.null(len(rows))
-        )
+        rows = self.stream(step * total + i for i in held)
+        return Batch(self.world.x[rows].float(), *self.prompts(rows))
+
+    def prompts(self, rows: Sequence[int]) -> tuple[Cond, Cond]:
+        """The conditions of some samples of the world, and as many empty ones."""
+        return take(self.conditions, self.prompt_of[list(rows)]), self.backbone.null(len(rows))

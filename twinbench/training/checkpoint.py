@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, complete and atomic; the newest is found by itself.
 
-Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>; the numbers that are no
-tensors (step, costs, the average's decay) stand in the file's metadata. No generator state: randomness is keyed
-(`randomness`).
+Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>, and teacher.* once it is no more
+the one that the run began with; the numbers that are no tensors (step, costs, the average's decay) stand in the file's
+metadata. No generator state: randomness is keyed (`randomness`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class State:
 
     step: int = 0
     images: int = 0
-    passes: int = 0
+    passes: float = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
+    phase: int = 0  # from 1 on the teacher is an average of the student, and part of the checkpoint
 
-    def used(self, unit: str) -> int:
+    def used(self, unit: str) -> float:
         return {"steps": self.step, "images": self.images, "passes": self.passes}[unit]
 
 
@@ -42,6 +43,8 @@ def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int) -> Path
             for parameter, slots in optimizer.state_dict()["state"].items():
                 prefix = f"optimizer.{turn}.{which}.{parameter}"
                 tensors |= {f"{prefix}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    if state.phase and owned.teacher is not None:
+        tensors |= {f"teacher.{k}": v for k, v in owned.teacher.state_dict().items()}
     for stale in folder.glob(".step-*"):  # left by a kill in the middle of a save
         stale.unlink(missing_ok=True)
     path = folder / f"step-{state.step:08d}.safetensors"
@@ -64,12 +67,15 @@ def load_checkpoint(path: Path, owned: Owned) -> State:
     for turn, trained in owned.trained.items():
         fill(trained.network, part(tensors, f"{turn}."), path)
         for which, optimizer in enumerate(trained.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
+            kept: dict[int, dict[str, Tensor]] = {}
             for name, value in part(tensors, f"optimizer.{turn}.{which}.").items():
                 parameter, slot = name.split(".", 1)
-                state.setdefault(int(parameter), {})[slot] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return State(**metadata["state"])
+                kept.setdefault(int(parameter), {})[slot] = value
+            optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = State(**metadata["state"])
+    if state.phase and owned.teacher is not None:
+        fill(owned.teacher, part(tensors, "teacher."), path)
+    return state
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -77,8 +83,10 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load weights that must fit exactly. Raises UserError naming the first key that does not."""
+    """Load weights that must fit exactly, but for parameters that the network names in `additions`: where the file has
+    none, they keep what they hold. Raises UserError naming the first key that does not fit."""
     own = network.state_dict()
+    tensors = {**{name: own[name] for name in getattr(network, "additions", ())}, **tensors}
     wrong = sorted({*own} ^ {*tensors}) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise UserError(f"{path} does not fit this backbone: {wrong[0]!r} is missing, unexpected or of another shape")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import World
@@ -23,12 +22,13 @@ from twinbench.errors import WorkError
 from twinbench.files import write_text
 from twinbench.method import Method, Turn
 from twinbench.randomness import Rng
-from twinbench.sections import Train
 from twinbench.sampler import Plan, Schedule
-from twinbench.tensors import save_tensors
+from twinbench.sections import Train
 from twinbench.training import checkpoint
+from twinbench.training.adapters import save_weights
 from twinbench.training.checkpoint import State
 from twinbench.training.networks import assemble
+from twinbench.training.pairs import Cost, PairLoader
 from twinbench.training.preview import preview
 
 
@@ -50,11 +50,16 @@ class Trainer:
     ) -> None:
         self.folder, self.method, self.train, self.seed, self.plans = folder, method, train, seed, plans
         self.backbone, self.loader = backbone, Loader(world, backbone, seed)
-        self.owned = assemble(backbone, method, train)
+        if method.pairs:
+            self.loader = PairLoader(world, backbone, seed, method.pairs, train, folder / "pairs")
+        self.owned = assemble(backbone, method, train, seed)
         self.networks, self.counters = self.owned.velocities(method.needs)
         self.state = State()
         if saved := checkpoint.checkpoints(folder / "checkpoints"):
             self.state = checkpoint.load_checkpoint(saved[-1], self.owned)
+        elif isinstance(self.loader, PairLoader):
+            for cost in self.loader.made.values():
+                self._spend(cost)
         self._trim_log()
 
     # ---- progress ----
@@ -80,6 +85,7 @@ class Trainer:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.finished:
             return
+        yield from self.prepare()
         while self.progress < 1:
             row = self.step()
             if self.state.step % self.train.save_every == 0 and self.progress < 1:
@@ -87,25 +93,55 @@ class Trainer:
             yield row
         self.save()
 
+    # ---- before the first step ----
+
+    def prepare(self) -> Iterator[dict[str, Any]]:
+        """Make the teacher's pairs that are missing, if the method trains on them; a row a shard."""
+        if not isinstance(self.loader, PairLoader):
+            return
+        assert self.networks.teacher is not None, "pairs are made by the teacher: needs must name it"
+        for cost in self.loader.make(self.networks.teacher):
+            if not self.state.step:  # a shard that was lost later is made again at no charge, as a lost step is
+                self._spend(cost)
+            yield {"step": self.state.step, "pairs": len(self.loader), **self._spent()}
+
+    def _spend(self, cost: Cost) -> None:
+        state = self.state
+        state.passes += cost.passes
+        state.seconds += cost.seconds
+        state.cpu_seconds += cost.cpu_seconds
+        state.peak_bytes = max(state.peak_bytes, peak_bytes())
+
+    def _spent(self) -> dict[str, Any]:
+        state = self.state
+        row = {"images": state.images, "passes": state.passes, "seconds": round(state.seconds, 3)}
+        return row | {"peak_bytes": state.peak_bytes, "progress": self.progress}
+
+    def _enter_phase(self) -> None:
+        """Where a new phase of the method begins, the student's average becomes the teacher."""
+        if (phase := self.method.phase(self.progress)) > self.state.phase:
+            assert self.owned.teacher is not None, "a method with phases needs a teacher"
+            self.owned.teacher.load_state_dict(self.owned.average.network.state_dict())
+            self.state.phase = phase
+
     # ---- one step ----
 
     def step(self) -> dict[str, Any]:
         """One student update with its cycle of turns; returns and writes the log row."""
+        for _ in self.prepare():
+            pass
+        self._enter_phase()
         start, cpu = time.perf_counter(), time.process_time()
         before = sum(counter.passes for counter in self.counters)
         row: dict[str, Any] = {"step": self.state.step + 1}
         turns = self.method.turns(self.state.step)
         for i, name in enumerate(turns):
             row |= self._turn(Turn(name, self.state.step, self.progress, turns[:i].count(name)))
-        state = self.state
-        state.step += 1
-        state.images += self.train.batch
-        state.passes += sum(counter.passes for counter in self.counters) - before
-        state.seconds += time.perf_counter() - start
-        state.cpu_seconds += time.process_time() - cpu
-        state.peak_bytes = max(state.peak_bytes, peak_bytes())
-        row |= {"images": state.images, "passes": state.passes, "seconds": round(state.seconds, 3)}
-        row |= {"peak_bytes": state.peak_bytes, "progress": self.progress}
+        self.state.step += 1
+        self.state.images += self.train.batch
+        passes = sum(counter.passes for counter in self.counters) - before
+        self._spend(Cost(passes, time.perf_counter() - start, time.process_time() - cpu))
+        row |= self._spent()
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         return row
@@ -113,7 +149,7 @@ class Trainer:
     def _turn(self, turn: Turn) -> dict[str, float]:
         trained = self.owned.trained[turn.name]
         self.owned.train_only(turn.name)
-        if turn.name == "student":
+        if turn.name == "student" and not turn.repeat:
             self.owned.average.update(trained.network)
         terms = self._gradients(turn)
         norm = torch.nn.utils.clip_grad_norm_(trained.network.parameters(), self.train.clip)
@@ -171,12 +207,13 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint, and at the end of the budget the weights that are judged."""
+        if self.progress < 1 and not self.state.step:
+            return  # the pairs keep themselves
         checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep)
         picture = self.folder / "samples" / f"step-{self.state.step:08d}.png"
         preview(picture, self.evaluated, self.backbone, self.loader.world, self.plans)
         if self.progress >= 1:
-            tensors: dict[str, Tensor] = dict(self.evaluated.state_dict())
-            save_tensors(self.folder / "weights.safetensors", tensors, {"step": self.state.step})
+            save_weights(self.folder, self.evaluated, {"step": self.state.step})
 
     def _trim_log(self) -> None:
         """Forget what was logged after the last checkpoint: those steps are made again."""

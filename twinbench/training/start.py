@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbench import files, plugins
-from twinbench.backbones.base import Backbone
+from twinbench.backbones.base import Backbone, WorldBackbone
 from twinbench.errors import UserError
 from twinbench.recipe import Resolved
 from twinbench.run import Run
@@ -16,6 +16,7 @@ from twinbench.tensors import read_tensors
 from twinbench.training.checkpoint import fill
 from twinbench.training.loop import Trainer
 from twinbench.training.networks import make_backbone, make_data, weights_file
+from twinbench.training.pairs import affordable
 
 SHOWN = 8  # numbers of evaluations up to this have a row in the sample pictures
 
@@ -31,7 +32,10 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
     backbone = initial(resolved, weights)
     if backbone.shape != world.shape:
         raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {world.name!r} {world.shape}")
+    if resolved.train.lora and not weights and isinstance(backbone, WorldBackbone):
+        raise UserError("train.lora trains adapters of pretrained weights: set backbone.weights, shipped or a file")
     method = kind(kind.Config.model_validate(resolved.config))
+    affordable(method.pairs, resolved.train, resolved.label)
     plans = [plan(resolved, nfe) for nfe in sorted({*resolved.eval.nfe, *resolved.sample})]
     shown = [p for p in plans if p.nfe <= SHOWN] or plans[:1]
     if fresh and run.folder.exists():  # only now: bad input deletes nothing
