@@ -52,6 +52,11 @@ def noise(network, seed=1):
     return torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(seed))
 
 
+def call(network, cond, z, t=T, r=R):
+    with torch.no_grad():
+        return network(z, t, r, cond)
+
+
 def disturb(network, seed=3):
     """Give the second time something to say."""
     generator = torch.Generator().manual_seed(seed)

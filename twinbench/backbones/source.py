@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twinbench.errors import UserError
+from twinbench.files import sha256
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,22 @@ class Source:
         where = {"subfolder": part} if part else {}
         return dict(self._asked(getattr(diffusers, kind).load_config, **where))
 
-    def folder(self) -> Path:
-        """The folder itself, or the hub's files of this revision on disk."""
+    def folder(self, part: str | None = None) -> Path:
+        """The folder itself, or the hub's files of this revision on disk, of one part or of the whole."""
         if Path(self.model).is_dir():
             return Path(self.model)
         from huggingface_hub import snapshot_download
 
-        return Path(self._asked(snapshot_download, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*", "*.msgpack"]))
+        kept = [f"{part}/*"] if part else None
+        others = ["*.bin", "*.ckpt", "*.onnx*", "*.msgpack"]
+        return Path(self._asked(snapshot_download, allow_patterns=kept, ignore_patterns=others))
+
+    def sha256(self, part: str = "transformer") -> str:
+        """Of the names and contents of a part's weights and configuration, wherever they lie."""
+        files = sorted(p for p in (self.folder(part) / part).iterdir() if p.suffix in (".json", ".safetensors"))
+        if not files:
+            raise UserError(f"no {part} found at {self.model!r}; give backbone.model a diffusers folder or a hub id")
+        return hashlib.sha256("".join(f"{p.name} {_content(p)}\n" for p in files).encode()).hexdigest()
 
     def beside(self, name: str) -> Path | None:
         """A file beside the parts of a pipeline, where the folder has it."""
@@ -55,3 +67,9 @@ class Source:
             raise UserError(
                 f"no {what} found at {self.model!r}; give backbone.model a diffusers folder or a hub id ({why})"
             ) from None
+
+
+def _content(path: Path) -> str:
+    """The sha256 of a file; the hub's cache links large ones to files of that name."""
+    name = path.resolve().name
+    return name if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name) else sha256(path)
