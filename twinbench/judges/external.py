@@ -143,6 +143,7 @@ class _Process:
         try:
             line = self.lines.get(timeout=self.timeout)
         except queue.Empty:
+            self.process.kill()
             self.close()
             raise WorkError(f"judge external-vqa: {self.command} said nothing for {self.timeout:g} s") from None
         if not line:
