@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import Tiny, load
+from twinbench.baselines.consistency import Consistency, ConsistencyDraws
 from twinbench.baselines.flow_matching import FlowMatching
 from twinbench.baselines.rcgm import RCGM
 
@@ -237,6 +238,37 @@ def test_rcgm_of_order_0_on_local_rows_without_width_is_flow_matching():
     identical(rcgm, FlowMatching(FlowMatching.Config(metric="barron", weighting="tan")))
     # and so is any order: without recursive roles nothing hops
     identical(RCGM(RCGM.Config(order=2, shares=local, any_step_width=0)), rcgm)
+
+
+@pytest.mark.parametrize("target", ["self", "average"])
+def test_rcgm_of_order_1_to_zero_is_discrete_consistency(target):
+    """Row by row, with h = 1/N, no clamp and no weights, RCGM's residual v - target is consistency's,
+    D(x_t, t) - D'(x_r, r) with r = max(t - h, 0), over -(t - r). Since D = x_t - t v, the square distance is (t - r)^2
+    times RCGM's and its gradient t (t - r) times; both once more times the dimension, for the sum in place of a mean."""
+    n, batch = 2, data()
+    shares = Shares(one_step=0, local=0, any_step=0, to_zero=1)
+    rcgm = RCGM(RCGM.Config(order=1, h=1 / n, clamp=None, metric="l2", weighting="none", target=target, shares=shares))
+    draws = rcgm.draw(batch, rng_of(range(TOTAL)), TURN)
+    t, r = draws.t, (draws.t - 1 / n).clamp(min=0)
+    assert (r == 0).any() and (r > 0).any() and not draws.r.any()
+    consistency = Consistency(Consistency.Config(steps=n, squared=True, weighting="none", target=target))
+    results = []
+    for method, term, drawn in (
+        (rcgm, "base", draws),
+        (consistency, "consistency", ConsistencyDraws(TOTAL, t, r, draws.z)),
+    ):
+        student, networks = networks_of()
+        rows = method.loss(networks, batch, drawn, TURN).losses[term].rows
+        grads = [
+            torch.autograd.grad(row, [*student.parameters()], retain_graph=True, allow_unused=True) for row in rows
+        ]
+        flat = [torch.cat([g.flatten() for g in grad if g is not None]) for grad in grads]
+        results.append((rows.detach(), torch.stack(flat)))
+    (rows, grads), (other, other_grads) = results
+    size = batch.x.shape[1]
+    torch.testing.assert_close(other, size * (t - r) ** 2 * rows, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(other_grads, (size * t * (t - r))[:, None] * grads, rtol=1e-9, atol=1e-12)
+    assert rows.min() > 1e-3 and grads.abs().max() > 0.1
 
 
 def test_a_frozen_target_and_the_student_itself_agree_where_they_are_one_network():
