@@ -100,12 +100,14 @@ def evaluate(
     limit: int | None = None,
     again: bool = False,
     keep_going: bool = False,
+    untested: bool = False,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[float, str]]:
     """Draw and judge a subject under all of its plans; yields progress, in [0, 1] with a note.
 
     A score that stands already for the same drawing, prompts and judge is kept (`again` judges anew). Raises WorkError
-    for a picture or judge that fails; with `keep_going` it counts as wrong and says so."""
+    for a picture or judge that fails; with `keep_going` it counts as wrong and says so. Judges must first answer what
+    is known, unless they are taken `untested`; then the score says so."""
     target = place(results, subject)
     asked = {benchmark: benchmark.requests(limit) for benchmark in made}
     jobs = [
@@ -115,8 +117,9 @@ def evaluate(
     ]
     jobs = [job for job in jobs if again or not job.stands(target)]
     ranks.wait()
-    for benchmark in dict.fromkeys(job.benchmark for job in jobs):
-        examine(benchmark)
+    if not untested:
+        for benchmark in dict.fromkeys(job.benchmark for job in jobs):
+            examine(benchmark)
     work = sum((job.source.plan.nfe + 1) * len(job.requests) for job in jobs)
     done = 0
     for job in jobs:
@@ -142,7 +145,8 @@ def evaluate(
             yield min(1.0, (done + count * ranks.size) / work), f"NFE {job.source.plan.nfe}  {job.benchmark.name}"
         ranks.wait()
         if ranks.first:
-            write(target, subject.record, job, judging.result(), time.perf_counter() - start)
+            told: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3)}
+            write(target, subject.record, job, judging.result(), told | ({"untested": True} if untested else {}))
             judging.clear()
         ranks.wait()
         done += len(job.requests)
@@ -173,8 +177,9 @@ def _examine(judge: Any) -> None:
 # ---- a score ----
 
 
-def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, seconds: float) -> None:
-    """Summarize; write the evidence, the score and run.json into the results folder of the subject."""
+def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, told: dict[str, Any]) -> None:
+    """Summarize; write the evidence, the score and run.json into the results folder of the subject. told: what
+    else the score says of itself."""
     b, plan = job.benchmark, job.source.plan
     values = b.summarize(evidence)
     errors = sum("error" in item for item in evidence.items)
@@ -188,7 +193,7 @@ def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, se
         "n": len(job.requests),
         "copies": 1 + max(r.copy for r in job.requests),
         "metrics": {name: _metric(b, evidence, name, value) for name, value in values.items()},
-        "seconds": round(seconds, 3),
+        **told,
         **({"errors": errors} if errors else {}),
     }
     if evidence.items:

@@ -31,7 +31,7 @@ from twinbench.sources.base import Source
 from twinbench.stored import name_of
 from twinbench.tensors import read_tensors, save_tensors
 
-PICTURES, SAMPLES = 64, 2048  # judged at once: of any model, of an embedded world
+SAMPLES = 2048  # of an embedded world that are judged at once
 GRAY = (512, 512, 3)
 
 
@@ -42,7 +42,7 @@ class Judging:
         self, benchmark: Benchmark, source: Source, requests: Sequence[Request], *, keep_going: bool = False
     ) -> None:
         self.benchmark, self.source, self.requests, self.keep_going = benchmark, source, list(requests), keep_going
-        self.parts = parted(self.requests, PICTURES if benchmark.world is None else SAMPLES)
+        self.parts = parted(self.requests, benchmark.part if benchmark.world is None else SAMPLES)
 
     def judge(self, ranks: Ranks = ALONE) -> Iterator[int]:
         """Judge this process's parts that are not judged yet; yields how many of its requests are done.

@@ -53,6 +53,7 @@ def evaluate(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="A picture that cannot be judged counts as wrong, and is told.")
     ] = False,
+    untested: Annotated[bool, typer.Option("--untested", help="Take judges that fail their own test.")] = False,
     sets: Overrides = None,
     threads: Threads = 1,
     runs: Runs = RUNS,
@@ -99,9 +100,8 @@ def evaluate(
             try:
                 with bar(f"eval {name}") if ranks.first else nullcontext(lambda *_: None) as show:
                     subject, made = make()
-                    for share, note in evaluate(
-                        subject, made, results, limit=limit, again=again, keep_going=keep_going, ranks=ranks
-                    ):
+                    told = {"again": again, "keep_going": keep_going, "untested": untested}
+                    for share, note in evaluate(subject, made, results, limit=limit, ranks=ranks, **told):
                         show(share, note)
                 if ranks.first:
                     typer.echo(place(results, subject))

@@ -79,7 +79,7 @@ def _samples(pictures: PictureFiles, world: type[World]) -> Any:
     rows = np.stack([picture[..., :channels].transpose(2, 0, 1) for picture in pictures])
     if rows.shape[1:] != world.shape:
         raise UserError(f"{world.name} asks for samples of shape {world.shape}, the pictures have {rows.shape[1:]}")
-    return torch.from_numpy(rows)
+    return torch.from_numpy(np.ascontiguousarray(rows))
 
 
 # ---- layouts ----

@@ -41,12 +41,15 @@ class Pipeline:
     def load(self) -> Any:
         """The pipeline, on the GPU in bfloat16 where there is one, else in float32."""
         if self.made is None:
-            from diffusers import DiffusionPipeline
+            import diffusers
+            import transformers
 
+            for library in (diffusers, transformers):
+                library.utils.logging.disable_progress_bar()
             cuda = torch.cuda.is_available()
             try:
-                self.made = DiffusionPipeline.from_pretrained(
-                    str(self.folder), torch_dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
+                self.made = diffusers.DiffusionPipeline.from_pretrained(
+                    str(self.folder), dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
                 )
             except (OSError, ValueError, AttributeError) as error:
                 raise UserError(f"{self.name} is not a whole diffusers pipeline ({_line(error)})") from None
@@ -122,12 +125,12 @@ class PipelineSource:
         done = len(requests) - sum(map(len, todo))
         yield done
         for batch in todo:
-            for request, picture in zip(batch, self._batch(batch), strict=True):
+            for request, picture in zip(batch, self.fresh(batch), strict=True):
                 write_png(self.folder / file_of(request), picture)
             done += len(batch)
             yield done
 
-    def _batch(self, requests: Sequence[Request]) -> np.ndarray:
+    def fresh(self, requests: Sequence[Request]) -> np.ndarray:
         """uint8 [n, h, w, 3], drawn in a batch of exactly `batch` rows."""
         pipe = self.pipeline.load()
         padded = [*requests, *[requests[-1]] * (self.pipeline.batch - len(requests))]
