@@ -99,6 +99,9 @@ def tensors(pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:
 
 def pretrained(kind: Any, folder: Path, device: Any, dtype: str = "float32", unused: Iterable[str] = ()) -> Any:
     """A transformers model from safetensors, for answering. UserError if any of its tensors lacks but the unused."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the work has a bar of its own
     try:
         network, told = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=dtype)
     except (OSError, ValueError) as error:
