@@ -112,8 +112,9 @@ def _caption(line: str, where: str) -> str:
 def audit(captions: Sequence[str], prompts: Sequence[Prompt], embed: Embed | None = None) -> list[Match]:
     """Every pair of caption and prompt that matches, by caption and then by prompt."""
     texts = [prompt.text for prompt in prompts]
-    tables: list[tuple[str, Callable[[str], Any], dict[Any, list[int]]]] = []
-    for kind, key_of in (("exact", str), ("normalised", normalized), ("scene", scene), ("unordered", _unordered)):
+    keys: dict[str, Callable[[str], Any]] = {"exact": str, "normalised": normalized, "scene": scene}
+    tables = []
+    for kind, key_of in {**keys, "unordered": _unordered}.items():
         table: dict[Any, list[int]] = {}
         for i, text in enumerate(texts):
             if (key := key_of(text)) is not None:

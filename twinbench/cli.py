@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import audit, compare, data, doctor, evaluate, export, look
+from twinbench.commands import audit, compare, data, doctor, evaluate, export, latency, look
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "fetch": data.fetch,
     "reference": data.reference,
+    "latency": latency.latency,
     "audit": audit.audit,
     "doctor": doctor.doctor,
 }

@@ -44,7 +44,7 @@ class Drawing:
             shard, small = todo[start : start + SHARD], []
             for first in range(0, len(shard), self.chunk):
                 chunk = shard[first : first + self.chunk]
-                samples = self._chunk(chunk).cpu()
+                samples = self.fresh(chunk).cpu()
                 if is_large(samples):
                     self.store.save(chunk, samples)
                     done += len(chunk)
@@ -56,7 +56,7 @@ class Drawing:
                 done += len(shard)
                 yield done
 
-    def _chunk(self, requests: Sequence[Request]) -> Tensor:
+    def fresh(self, requests: Sequence[Request]) -> Tensor:
         """Samples of up to `chunk` requests, drawn in a batch of exactly `chunk` rows."""
         padded = [*requests, *[requests[-1]] * (self.chunk - len(requests))]
         cond = self.backbone.encode([r.prompt for r in padded])

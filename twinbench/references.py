@@ -109,11 +109,11 @@ def wanted(name: str) -> tuple[Wanted, Path]:
     place = folder(name)
     if name == "mjhq-30k":
         told = json.loads(assets.path(name).read_text(encoding="utf-8"))
-        rows = [
-            ({"key": k, "prompt": v["prompt"], "tag": v["category"]}, f"{v['category']}/{k}.jpg")
-            for k, v in told.items()
+        made = [
+            ({"key": key, "prompt": row["prompt"], "tag": row["category"]}, f"{row['category']}/{key}.jpg")
+            for key, row in told.items()
         ]
-        return rows, assets.path(name, 1)
+        return made, assets.path(name, 1)
     if name == "coco-30k":
         return _coco(assets.path(name)), assets.path(name, 1)
     listed = place / "prompts.jsonl"

@@ -26,6 +26,7 @@ class Fidelity(Benchmark):
         return features_of(self.world).name
 
     def judge(self, samples: Tensor, requests: Sequence[Request]) -> Evidence:
+        assert self.world is not None  # of pictures of any model, it is benchmarks.fidelity_pictures
         features = features_of(self.world)
         seen = [i for i, request in enumerate(requests) if request.split == "evaluation"]
         keys = [requests[i].key for i in seen]

@@ -23,4 +23,5 @@ HEADLINES = {
         Headline("clip"),
     ),
     "diversity": (Headline("distance", digits=3),),
+    "latency": (Headline("latency", higher=False), Headline("evaluation", higher=False), Headline("throughput")),
 }

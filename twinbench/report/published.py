@@ -65,6 +65,8 @@ def found(boards: Iterable[Board], path: Path) -> dict[str, list[Table]]:
     """{recipe: the published tables of its boards}, at the numbers of evaluations that a board has."""
     rows, out = read(path), dict[str, list[Table]]()
     for board in boards:
+        if board.benchmark not in plugins.names("benchmarks"):
+            continue
         if plugins.benchmark(board.benchmark, board.world) is not plugins.benchmark(board.benchmark):
             continue
         for name, ours in METRICS.items():

@@ -83,10 +83,13 @@ class Board:
 
 
 def declared(benchmark: str, world: str | None = None) -> Mapping[str, Metric]:
-    """The item metrics that the installed benchmark of this name declares, in the world's own reading if it has one."""
+    """The item metrics that the installed benchmark of this name declares, in the world's own reading if it has one.
+
+    None of what is not installed here, or was measured by a command of its own."""
     from twinbench import plugins
 
-    return plugins.benchmark(benchmark, world).metrics
+    known = benchmark in plugins.names("benchmarks") or f"{benchmark}-{world}" in plugins.names("benchmarks")
+    return plugins.benchmark(benchmark, world).metrics if known else {}
 
 
 def summarize(

@@ -148,8 +148,10 @@ def cost_table(costs: Sequence[Cost]) -> Table:
         paces = (number(c.passes_a_row, 2), number(c.relative, 2))
         memory = (f"{c.peak_bytes / MIB:,.0f}", networks, number(c.bytes_a_parameter, 0))
         rows.append((row, str(c.runs), *whole, *paces, *memory))
-    header = ("method", "runs", "steps", "network passes", "CPU s", "passes a row", "step / flow matching")
-    header += ("peak MiB", "networks (parameters)", "bytes / parameter")
+    header = (
+        *("method", "runs", "steps", "network passes", "CPU s", "passes a row", "step / flow matching"),
+        *("peak MiB", "networks (parameters)", "bytes / parameter"),
+    )
     caption = (
         "means over runs; a network pass is one forward of the backbone on one row; "
         "step: CPU seconds; bytes held for every parameter of the student"

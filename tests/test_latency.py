@@ -1,0 +1,100 @@
+"""Latency and throughput: the sweep's arithmetic against work of known length, and the command from outside."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from twinbench.benchmarks import latency
+from twinbench.benchmarks.latency import Timing, measure, metrics, sweep
+from twinbench.report import page
+from twinbench.report.summary import summarize
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that work moves forward by hand."""
+    at = [0.0]
+    monkeypatch.setattr(latency, "now", lambda: at[0])
+    return at
+
+
+class Net(torch.nn.Module):
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def forward(self, n):
+        self.clock[0] += self.seconds(n)
+
+
+def test_latency_and_throughput_of_known_work(clock):
+    net = Net(clock, lambda n: 0.010 + 0.002 * n)  # two calls a drawing, and 5 ms around them
+
+    def work(n):
+        def draw():
+            net(n)
+            net(n)
+            clock[0] += 0.005
+
+        return draw
+
+    timings = list(sweep(work, net, most=16))
+    assert [t.batch for t in timings] == [1, 2, 4, 8, 16]
+    assert timings[0].seconds == pytest.approx(0.029) and timings[0].network == pytest.approx(0.024)
+    values = metrics(timings, nfe=2)
+    assert values["latency"] == pytest.approx(29) and values["evaluation"] == pytest.approx(12)
+    assert values["best_batch"] == 16 and values["throughput"] == pytest.approx(16 / 0.089)
+
+
+def test_the_sweep_ends_where_a_batch_is_slower_or_memory_ends(clock):
+    slower = Net(clock, lambda n: 0.01 * n if n < 8 else 0.02 * n)
+    assert [t.batch for t in sweep(lambda n: lambda: slower(n), slower)] == [1, 2, 4, 8]
+
+    def full(n):
+        if n > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return 0.01
+
+    small = Net(clock, full)
+    assert [t.batch for t in sweep(lambda n: lambda: small(n), small)] == [1, 2]
+    small.seconds = lambda n: full(9)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(sweep(lambda n: lambda: small(n), small))
+
+
+def test_the_median_forgives_one_slow_drawing(clock):
+    lengths = iter([9, 9, 1, 1, 7, 1, 1])  # the first two warm up
+    net = Net(clock, lambda n: float(next(lengths)))
+    timing = measure(lambda: net(1), net, 1)
+    assert timing == Timing(1, 1.0, 1.0, 1.0, 7.0)
+
+
+def test_a_real_clock_tells_real_time():
+    net = torch.nn.Identity()
+    timing = measure(lambda: (time.sleep(0.01), net(torch.zeros(1))), net, 1, repeats=3)
+    assert 0.01 <= timing.quickest <= timing.seconds < 0.2 and timing.network < 0.01
+    assert not net._forward_hooks and not net._forward_pre_hooks
+
+
+def test_the_command_writes_scores_that_the_report_shows(tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def twinbench(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "twinbench", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    twinbench("train", "flow-matching", "--recipe", "moons", "--set", "train.budget=0")
+    folder = twinbench("latency", "flow-matching", "--nfe", "1,2", "--most", "4").strip()
+    score = json.loads((tmp_path / folder / "latency-nfe2.json").read_text())
+    assert [t["batch"] for t in score["timings"]][:2] == [1, 2] and score["nfe"] == score["nfe_counted"] == 2
+    assert score["metrics"]["latency"]["value"] == pytest.approx(1000 * score["timings"][0]["seconds"])
+    assert "float32, torch" in score["judge"]
+    assert "latency: throughput" in page.text("md", *summarize(tmp_path / "results"))
