@@ -9,10 +9,13 @@ import time
 import pytest
 import torch
 
+from twinbench import speed
+from twinbench.backbones.tiny import tiny
 from twinbench.benchmarks import latency
 from twinbench.benchmarks.latency import Timing, measure, metrics, sweep
 from twinbench.report import page
 from twinbench.report.summary import summarize
+from twinbench.sources.steps import StepOptions
 
 
 @pytest.fixture
@@ -98,3 +101,15 @@ def test_the_command_writes_scores_that_the_report_shows(tmp_path):
     assert score["metrics"]["latency"]["value"] == pytest.approx(1000 * score["timings"][0]["seconds"])
     assert "float32, torch" in score["judge"]
     assert "latency: throughput" in page.text("md", *summarize(tmp_path / "results"))
+
+
+def test_a_pipeline_is_timed_whole_and_in_its_network(tmp_path):
+    pipeline = tiny("sd3", tmp_path / "sd3")
+    subject = speed.of_pipeline(str(pipeline), StepOptions([2], (), 1.0), "small", 32, tmp_path / "runs")
+    list(speed.time(subject, tmp_path / "results", most=2))
+    (path,) = (tmp_path / "results").rglob("latency-nfe2.json")
+    score = json.loads(path.read_text())
+    one, two = score["timings"]
+    assert (one["batch"], two["batch"]) == (1, 2) and 0 < one["network"] < one["seconds"]
+    assert score["metrics"]["evaluation"]["value"] == pytest.approx(1000 * one["network"] / 2)
+    assert not (tmp_path / "runs").exists()  # nothing is stored

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from twinbench.errors import UserError
+from twinbench.miniature import few, named
 from twinbench.options import (
     RESULTS,
     RUNS,
@@ -19,6 +20,7 @@ from twinbench.options import (
     Results,
     Runs,
     Threads,
+    Tiny,
     falling,
     numbers,
     titled,
@@ -47,12 +49,16 @@ def evaluate(
     scheduler_shift: Annotated[float | None, typer.Option(min=0, help="Of a pipeline's scheduler.")] = None,
     size: Annotated[int | None, typer.Option(min=8, help="Side of a pipeline's pictures in pixels.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures that a pipeline draws at once.")] = 4,
+    dpg_csv: Annotated[
+        Path | None, typer.Option("--dpg-csv", help="DPG-Bench's table of questions, if not fetched.")
+    ] = None,
     limit: Limit = None,
     prompts: Prompts = "evaluation",
     again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="A picture that cannot be judged counts as wrong, and is told.")
     ] = False,
+    tiny: Tiny = False,
     untested: Annotated[bool, typer.Option("--untested", help="Take judges that fail their own test.")] = False,
     sets: Overrides = None,
     threads: Threads = 1,
@@ -63,6 +69,10 @@ def evaluate(
 
     Example: twinbench eval twinflow --nfe 1,2,4 --bench geneval
     """
+    if tiny and not recipe:
+        raise UserError("--tiny is the twin of a recipe: name it, as in --recipe qwen-image --tiny")
+    recipe = named(recipe, tiny) if recipe else None
+    limit = few(recipe, limit)
     asked, given = numbers(nfe) if nfe else None, [falling(text) for text in sigmas or []]
     if prompts not in ("evaluation", "validation"):
         raise UserError(f"--prompts {prompts}: evaluation or validation")
@@ -79,7 +89,7 @@ def evaluate(
     from twinbench.ranks import together
 
     torch.set_num_threads(threads)
-    names, overrides = words(bench), sets or []
+    names, overrides = words(bench), [*(sets or []), *([f"eval.benchmarks.dpg.csv={dpg_csv}"] if dpg_csv else [])]
     work: dict[str, partial[subjects.Asked]] = {}
     if pipeline:
         steps = subjects.StepOptions(asked, given, guidance, scheduler_shift)
