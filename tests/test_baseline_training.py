@@ -1,22 +1,20 @@
-"""MeanFlow, shortcut, consistency models and sCM in training: micro-batches, purity, what is counted, and that a few
-hundred steps from a flow make a one-step generator."""
+"""MeanFlow, shortcut, consistency models, sCM and progressive distillation in training: micro-batches, purity, and what
+is counted."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from small import resolved
 from tiny import Tiny, load
 from twinbench.baselines.consistency import Consistency, end
 from twinbench.baselines.meanflow import MeanFlow
+from twinbench.baselines.progressive import Progressive
 from twinbench.baselines.scm import SCM
 from twinbench.baselines.shortcut import Shortcut
 
 from twinbench.flow import Batch, Counted
-from twinbench.judges.distances import frechet
 from twinbench.method import Networks, Turn
-from twinbench.randomness import Rng, request_noise
-from twinbench.training.start import start
+from twinbench.randomness import Rng
 
 METHODS = {
     "meanflow": MeanFlow(MeanFlow.Config(cfg_scale=2.0, kappa=0.25, drop=0.3, instant=0.5)),
@@ -27,6 +25,8 @@ METHODS = {
         Consistency.Config(form="distillation", target="average", cfg_scale=2.0, spacing="ratio", doublings=2)
     ),
     "consistency-edm": Consistency(Consistency.Config(spacing="edm", huber=0.03, weighting="snr")),
+    "progressive": Progressive(Progressive.Config(steps=4, weighting="truncated")),
+    "progressive-first": Progressive(Progressive.Config(steps=1, cfg_scale=2.0)),
     "scm": SCM(SCM.Config(warmup=4)),
     "scm-distillation": SCM(SCM.Config(form="distillation", cfg_scale=2.0, derivative="difference", weighting="prior")),
 }
@@ -111,48 +111,3 @@ def test_the_end_of_a_path_at_the_data_is_the_point_itself():
     torch.testing.assert_close(got, x - 0.5 * (t > 0)[:, None])
     assert torch.equal(torch.cat(asked), t[1:2])
     assert torch.equal(end(net, x[:1], t[:1], {}), x[:1]) and len(asked) == 1
-
-
-# ---- training ----
-
-SHORT = ("train.budget=300", "train.unit=steps", "train.batch=128", "train.save_every=1000", "backbone.width=64")
-
-
-def one_step_distance(folder, label, *items):
-    """Train in the moons world, and the Frechet distance of 1000 points drawn in one evaluation."""
-    run, trainer = start(resolved("moons", label, *SHORT, *items), folder)
-    for _ in trainer:
-        pass
-    z, cond = request_noise((1000, 2), "test", "moons", 0), trainer.loader.batch(0, range(1000), 1000).cond
-    one = torch.ones(1000)
-    with torch.no_grad():
-        x = z - trainer.evaluated(z, one, 0 * one, cond)
-    return frechet(x, trainer.loader.world.real()), run.folder / "weights.safetensors"
-
-
-@pytest.fixture(scope="module")
-def flow(tmp_path_factory):
-    """What plain flow matching gives in one evaluation, and its weights."""
-    return one_step_distance(tmp_path_factory.mktemp("flow"), "flow-matching", "methods.flow-matching.drop=0.1")
-
-
-SOON = ("warmup=50", "times=[0.2, 1.6]")  # sCM's warm-up, and SANA-Sprint's times
-
-
-@pytest.mark.parametrize(
-    "label, settings",
-    [
-        ("meanflow", ["drop=0"]),
-        ("shortcut", ["bootstrap=0.5", "steps=16", "drop=0"]),
-        ("consistency", []),
-        ("consistency", ["form=distillation"]),
-        ("scm", [*SOON, "train.lr=5e-4"]),
-        ("scm", [*SOON, "form=distillation"]),
-        ("sana-sprint", ["warmup=40", "train.budget=120"]),
-    ],
-    ids=["meanflow", "shortcut", "ct", "cd", "sct", "scd", "sprint"],
-)
-def test_a_few_hundred_steps_from_a_flow_make_a_one_step_generator(label, settings, flow, tmp_path):
-    items = [f"methods.{label}.{setting}" for setting in settings]
-    distance, _ = one_step_distance(tmp_path, label, f"backbone.weights={flow[1]}", *items)
-    assert distance < 0.5 * flow[0], (distance, flow[0])

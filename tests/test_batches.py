@@ -244,7 +244,7 @@ def test_rcgm_of_order_0_on_local_rows_without_width_is_flow_matching():
 def test_rcgm_of_order_1_to_zero_is_discrete_consistency(target):
     """Row by row, with h = 1/N, no clamp and no weights, RCGM's residual v - target is consistency's,
     D(x_t, t) - D'(x_r, r) with r = max(t - h, 0), over -(t - r). Since D = x_t - t v, the square distance is (t - r)^2
-    times RCGM's and its gradient t (t - r) times; both once more times the dimension, for the sum in place of a mean."""
+    times RCGM's and its gradient t (t - r) times; both once more times the dimension: a sum in place of a mean."""
     n, batch = 2, data()
     shares = Shares(one_step=0, local=0, any_step=0, to_zero=1)
     rcgm = RCGM(RCGM.Config(order=1, h=1 / n, clamp=None, metric="l2", weighting="none", target=target, shares=shares))

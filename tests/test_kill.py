@@ -20,9 +20,12 @@ from twinbench.tensors import read_tensors
 from twinbench.training.start import measured, start
 
 KILLS = 10
+STEPS = ("train.budget=80", "train.unit=steps", "train.batch=8")
 TRAINING = {
-    "moons": ("twinflow", "train.budget=80", "train.batch=32", "backbone.width=32", "data.size=512"),
-    "digits": ("rcgm", "train.budget=80", "train.unit=steps", "train.batch=8", "train.optimizer=muon", *TINY),
+    "twinflow": ("moons", "train.budget=80", "train.batch=32", "backbone.width=32", "data.size=512"),
+    "rcgm": ("digits", *STEPS, "train.optimizer=muon", *TINY),
+    "kd": ("digits", *STEPS, "methods.kd.pairs=300", "methods.kd.steps=12"),  # half of the time makes pairs
+    "progressive": ("digits", *STEPS, "methods.progressive.steps=8"),
 }
 EVALUATION = ("eval.nfe=[1,2,4]", "train.budget=3", "train.batch=16", "backbone.width=32", "data.size=512")
 
@@ -74,9 +77,9 @@ def killed(work, whole, seed=0):
     assert child.exitcode == 0
 
 
-@pytest.mark.parametrize("recipe", TRAINING)
-def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, recipe):
-    label, *settings = TRAINING[recipe]
+@pytest.mark.parametrize("label", TRAINING)
+def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path, label):
+    recipe, *settings = TRAINING[label]
     settings += ["train.save_every=3"]
     once, often = tmp_path / "once", tmp_path / "often"
     whole = seconds(partial(train, once, recipe, label, settings))
