@@ -126,7 +126,8 @@ class PipelineSource:
         yield done
         for batch in todo:
             for request, picture in zip(batch, self.fresh(batch), strict=True):
-                write_png(self.folder / file_of(request), picture)
+                if (request.key, request.copy) in missing:
+                    write_png(self.folder / file_of(request), picture)
             done += len(batch)
             yield done
 
