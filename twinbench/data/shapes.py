@@ -160,9 +160,9 @@ class Shapes(World):
     def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
         """100 keys a task and split (validation: 40), 2 copies each; where a task has fewer captions they come
         again under another key, hence with other noise."""
-        splits, keys = ((("validation", "evaluation"),), 40)
+        splits, keys = [("validation", "evaluation")], 40
         if prompts == "evaluation":
-            splits, keys = (("evaluation", "evaluation"), ("heldout", "heldout")), 100
+            splits, keys = [("evaluation", "evaluation"), ("heldout", "heldout")], 100
         return [
             Request(f"{name}/{task}/{i:03d}", pool[i % len(pool)].metadata()["prompt"], copy, task, seen)
             for name, seen in splits
