@@ -63,7 +63,7 @@ def costs(found: Sequence[Record], names: Mapping[tuple[str, str, str], str]) ->
     out = []
     for (recipe, _, row), by_folder in sorted(runs.items()):
         group = list(by_folder.values())
-        means = {name: float(np.mean([float(run.get(name) or 0) for run in group])) for name in COSTS}
+        means = {name: _mean(name, group) for name in COSTS}
         networks = group[0].get("networks") or []
         held = {"networks": len(networks), "parameters": sum(int(net["parameters"]) for net in networks)}
         held |= {"held_bytes": sum(int(net["bytes"]) for net in networks)}
@@ -73,6 +73,12 @@ def costs(found: Sequence[Record], names: Mapping[tuple[str, str, str], str]) ->
         cost = {**held, **means, "relative": relative}
         out.append(Cost(recipe=recipe, row=row, runs=len(group), finished=done, **cost))  # type: ignore[arg-type]
     return out
+
+
+def _mean(name: str, group: Sequence[Mapping[str, Any]]) -> float:
+    """nan where it is not known, as of weights that were trained elsewhere."""
+    values = [run.get(name) for run in group]
+    return float("nan") if None in values else float(np.mean([float(value) for value in values if value is not None]))
 
 
 def _method(group: Mapping[Path, Mapping[str, Any]]) -> str:

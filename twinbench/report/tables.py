@@ -142,11 +142,11 @@ def needed(c: Comparison) -> str:
 def cost_table(costs: Sequence[Cost]) -> Table:
     rows = []
     for c in costs:
-        networks = f"{c.networks} ({c.parameters / 1e6:.2f} M)"
+        networks = f"{c.networks} ({c.parameters / 1e6:.2f} M)" if c.networks else NONE
         row = c.row if c.finished else f"{c.row} (unfinished)"
-        whole = (f"{x:,.0f}" for x in (c.steps, c.network_passes, c.cpu_seconds))
+        whole = (count(x) for x in (c.steps, c.network_passes, c.cpu_seconds))
         paces = (number(c.passes_a_row, 2), number(c.relative, 2))
-        memory = (f"{c.peak_bytes / MIB:,.0f}", networks, number(c.bytes_a_parameter, 0))
+        memory = (count(c.peak_bytes / MIB), networks, number(c.bytes_a_parameter, 0))
         rows.append((row, str(c.runs), *whole, *paces, *memory))
     header = (
         *("method", "runs", "steps", "network passes", "CPU s", "passes a row", "step / flow matching"),
@@ -174,6 +174,10 @@ def interval_text(cell: Cell | None, digits: int) -> str:
         return NONE
     text = number(cell.value, digits)
     return text if math.isnan(cell.low) else f"{text} [{number(cell.low, digits)}, {number(cell.high, digits)}]"
+
+
+def count(value: float) -> str:
+    return NONE if math.isnan(value) else f"{value:,.0f}"
 
 
 def number(value: float | None, digits: int) -> str:
