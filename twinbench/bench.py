@@ -48,7 +48,7 @@ def bench(
 ) -> str:
     """Train and judge every label and seed; returns the recipe's name. Raises UserError before any work if a label or
     setting is wrong, WorkError if some run failed; the others are finished first."""
-    loaded = recipes.load(recipe, list(sets))
+    loaded = recipes.load(recipe, list(sets), runs)
     chosen = chosen_labels(loaded, labels, preset)
     trained = {label: recipes.resolve(loaded, label).train.budget > 0 for label in chosen}
     over = list(sets)

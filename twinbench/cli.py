@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import audit, compare, data, doctor, evaluate, export, latency, look
+from twinbench.commands import audit, cache, compare, data, doctor, evaluate, export, latency, look
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": compare.bench,
+    "cache": cache.cache,
     "train": compare.train,
     "eval": evaluate.evaluate,
     "report": compare.report,

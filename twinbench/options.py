@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from twinbench.errors import UserError
+from twinbench.miniature import RUNS as RUNS
+from twinbench.miniature import SUFFIX
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="The methods of one of the recipe's presets.")]
@@ -20,7 +22,8 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of training.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of this process.")]
 Prompts = Annotated[str, typer.Option("--prompts", help="evaluation, or validation: for the choice of settings.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts a task, for a quick look.")]
-RUNS, RESULTS = Path("runs"), Path("results")
+Tiny = Annotated[bool, typer.Option("--tiny", help="The recipe's tiny twin, to try the path on a CPU.")]
+RESULTS = Path("results")
 
 
 def numbers(text: str) -> list[int]:
@@ -47,7 +50,11 @@ def falling(text: str) -> list[float]:
 
 def titled(recipe: str | None) -> str | None:
     """The name under which runs of a recipe are kept: of a file, its stem."""
-    return Path(recipe).stem if recipe and recipe.endswith((".yaml", ".yml")) else recipe
+    if recipe and recipe.endswith((".yaml", ".yml")):
+        return Path(recipe).stem
+    if recipe and recipe.endswith((f".yaml{SUFFIX}", f".yml{SUFFIX}")):
+        return Path(recipe).stem + SUFFIX
+    return recipe
 
 
 def words(text: str | None) -> list[str] | None:

@@ -16,11 +16,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from twinbench import plugins
+from twinbench import miniature, plugins
 from twinbench.errors import UserError, unknown
+from twinbench.miniature import RUNS
 from twinbench.sections import BackboneSection, Count, DataSection, Evaluation, Sample, Train
 from twinbench.settings import Strict, validate
 
+PLACES = ("model", "revision", "offline")  # of a backbone: where its weights lie; what they are has a hash
 Name = Annotated[str, Field(pattern=r"^\w[^/\\]*$")]  # of a folder
 
 
@@ -73,7 +75,7 @@ class Resolved(Strict):
     def identity(self, weights_sha256: str, data_sha256: str) -> dict[str, Any]:
         """What a run is: everything that its weights depend on, and nothing else. A setting that is None says
         nothing: so an option that is added later, with None for its absence, makes no old run another one."""
-        backbone = {**self.backbone.model_dump(), "weights": weights_sha256}
+        backbone = {**self.backbone.model_dump(exclude=set(PLACES)), "weights": weights_sha256}
         train = self.train.model_dump(exclude={"save_every", "keep", "micro_batch"})
         method = {"name": self.method, **self.config}
         tree = {"backbone": backbone, "data": data_sha256, "train": train, "method": method, "seed": self.seed}
@@ -104,9 +106,10 @@ def _folder() -> Any:
     return resources.files("twinbench.recipes")
 
 
-def load(name: str, overrides: list[str] | None = None) -> Recipe:
-    """A shipped recipe by name, or a YAML file by path, with `a.b=c` overrides. Raises UserError for bad input."""
-    recipe = validate(Recipe, overridden(_read(name), overrides or []), f"recipe {name!r}")
+def load(name: str, overrides: list[str] | None = None, runs: Path = RUNS) -> Recipe:
+    """A shipped recipe by name, or a YAML file by path, with `a.b=c` overrides; `<name>-tiny` is the tiny twin of one,
+    whose pipeline lies under `runs`. Raises UserError for bad input."""
+    recipe = validate(Recipe, overridden(_tree(name, runs), overrides or []), f"recipe {name!r}")
     plugins.check("backbones", recipe.backbone.name)
     plugins.check("datasets", recipe.data.kind)
     for benchmark in recipe.eval.benchmarks:
@@ -114,6 +117,12 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     for label in recipe.labels():
         plugins.check("methods", _block(recipe, label)[0])
     return recipe
+
+
+def _tree(name: str, runs: Path) -> dict[str, Any]:
+    if name.endswith(miniature.SUFFIX) and name not in shipped():
+        return miniature.tiny(_read(name.removesuffix(miniature.SUFFIX)), runs)
+    return _read(name)
 
 
 def _read(name: str) -> dict[str, Any]:

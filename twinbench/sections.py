@@ -36,7 +36,7 @@ class Train(Strict):
     unit: Literal["passes", "steps", "images"] = Field("passes", description="network passes are the fair axis")
     batch: int = Field(64, ge=1)
     micro_batch: int | None = Field(None, ge=1, description="rows at once; the whole batch if null")
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "radam"] = "adamw"
     lr: float = Field(5e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)

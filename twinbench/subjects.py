@@ -16,6 +16,7 @@ from twinbench.data.base import Request
 from twinbench.drawing import drawing_of
 from twinbench.errors import UserError
 from twinbench.evaluation import benchmarks
+from twinbench.miniature import RUNS
 from twinbench.recipe import Resolved
 from twinbench.sampler import plan
 from twinbench.sections import Evaluation
@@ -40,7 +41,7 @@ def of_run(
     run = run_files.read(folder)
     if not run["finished"]:
         raise UserError(f"run {folder.name} is not finished; twinbench train {run['label']} goes on with it")
-    resolved = current(run, sets)
+    resolved = current(run, sets, folder.parents[1])
     where = f"recipe {resolved.recipe!r}"
     made = benchmarks(resolved.eval.benchmarks, names, data=resolved.data.kind, prompts=prompts, where=where)
     steps = [plan(resolved, nfe) for nfe in asked or recipes.nfe_of(resolved)]
@@ -52,14 +53,16 @@ def of_run(
     return Subject(run, steps, source), made
 
 
-def current(run: dict[str, Any], sets: Sequence[str]) -> Resolved:
+def current(run: dict[str, Any], sets: Sequence[str], runs: Path = RUNS) -> Resolved:
     """A run's settings, with `sample` and `eval` as its recipe says them today: neither retrains anything."""
     try:
         stored = Resolved.model_validate(run["resolved"])
     except ValueError:
         raise UserError(f"run.json of {run['label']!r} was written by another version; train it again") from None
     try:
-        today = recipes.resolve(recipes.load(stored.source or stored.recipe, list(sets)), stored.label, stored.seed)
+        today = recipes.resolve(
+            recipes.load(stored.source or stored.recipe, list(sets), runs), stored.label, stored.seed
+        )
     except UserError:
         if sets:
             raise
@@ -80,10 +83,12 @@ class Terms:
     benchmarks: list[Benchmark]
 
 
-def terms(recipe: str | None, names: Sequence[str] | None, sets: Sequence[str], prompts: str) -> Terms:
+def terms(
+    recipe: str | None, names: Sequence[str] | None, sets: Sequence[str], prompts: str, runs: Path = RUNS
+) -> Terms:
     """The settings of a recipe, or the defaults of the named benchmarks. Raises UserError for neither."""
     if recipe:
-        r = recipes.load(recipe, list(sets))
+        r = recipes.load(recipe, list(sets), runs)
         made = benchmarks(r.eval.benchmarks, names, data=r.data.kind, prompts=prompts, where=f"recipe {r.name!r}")
         return Terms(r.name, r.eval.nfe, made)
     if not names:
@@ -111,7 +116,7 @@ def of_pipeline(
     batch: int = 4,
 ) -> Asked:
     """A pipeline by folder or repository; its pictures are kept under `runs` as a run's are."""
-    given = terms(recipe, names, sets, prompts)
+    given = terms(recipe, names, sets, prompts, runs)
     pipeline = Pipeline(name, size, batch)
     made = plans(pipeline.folder, steps, given.nfe)
     identity = pipeline.identity()
@@ -137,7 +142,7 @@ def of_images(
     """A folder of images, drawn at one number of evaluations, if that is known."""
     if asked and len(asked) > 1:
         raise UserError(f"--nfe {','.join(map(str, asked))}: a folder was drawn at one number of evaluations")
-    given = terms(recipe, names, sets, prompts)
+    given = terms(recipe, names, sets, prompts, runs)
     identity = fingerprint(images)
     about = record(given.recipe, label or titled(str(images)), "images", identity, str(images))
     place = runs / given.recipe / run_files.name_of(about) / "images" / f"given-{identity[:16]}"

@@ -51,8 +51,11 @@ class Codec:
 
 def padded(rows: Sequence[Words], masked: bool) -> Cond:
     """The condition of some prompts: `text` [n, tokens, width] filled up with zeros to the longest one, and where the
-    family knows a mask, `mask` [n, tokens]: true where there are words. The rest is stacked."""
+    family knows a mask, `mask` [n, tokens]: true where there are words. The rest is stacked; a family of classes
+    has nothing else."""
     cond = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "text"}
+    if "text" not in rows[0]:
+        return cond
     cond["text"] = pad_sequence([row["text"] for row in rows], batch_first=True)
     if masked:
         counts = torch.tensor([len(row["text"]) for row in rows], device=cond["text"].device)

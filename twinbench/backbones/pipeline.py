@@ -20,7 +20,9 @@ from twinbench.backbones.codec import Codec, Words, padded
 from twinbench.backbones.source import Source
 from twinbench.backbones.two_time import Form, Initial, TargetTime, Times, TwoTimed, second_module
 from twinbench.data.base import from_bytes, to_bytes
+from twinbench.files import sha256
 from twinbench.flow import Cond
+from twinbench.recipe import digest
 from twinbench.settings import Strict
 from twinbench.tensors import read_tensors
 
@@ -72,6 +74,16 @@ class PipelineBackbone(TwoTimed, Backbone):
         self.target_time = self._target_time(modules, layers)
         self.hook(config.form, modules, layers)
         self.requires_grad_(True)
+
+    @classmethod
+    def origin(cls, config: PipelineConfig) -> str:
+        """The sha256 of the weights that it begins with, wherever they lie; of random ones, that of the sizes."""
+        source = Source(config.model, config.revision, config.offline)
+        if not config.pretrained:
+            sizes = source.sizes(cls.network, "transformer")
+            return digest({name: value for name, value in sizes.items() if not name.startswith("_")})
+        beside = source.beside(TARGET_TIME)
+        return digest([source.sha256(), sha256(beside)]) if beside else source.sha256()
 
     # ---- how it is built ----
 

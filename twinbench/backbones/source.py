@@ -59,6 +59,7 @@ class Source:
         return path if path.is_file() else None
 
     def _asked(self, call: Callable[..., Any], **options: Any) -> Any:
+        quiet()
         try:
             return call(self.model, revision=self.revision, local_files_only=self.offline, **options)
         except (OSError, ValueError) as error:
@@ -67,6 +68,16 @@ class Source:
             raise UserError(
                 f"no {what} found at {self.model!r}; give backbone.model a diffusers folder or a hub id ({why})"
             ) from None
+
+
+def quiet() -> None:
+    """No bars and warnings of the libraries: the work has a bar of its own."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    for library in (diffusers, transformers):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def _content(path: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbench.backbones import tiny_words as words
+from twinbench.backbones.source import quiet
 from twinbench.errors import UserError
 from twinbench.files import read_json, write_json
 
@@ -29,6 +30,7 @@ def tiny(name: str, folder: Path, seed: int = 0) -> Path:
         return folder
     import torch
 
+    quiet()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = MAKERS[name]()

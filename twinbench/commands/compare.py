@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from twinbench.errors import UserError
+from twinbench.miniature import few, named
 from twinbench.options import (
     RESULTS,
     RUNS,
@@ -20,6 +21,7 @@ from twinbench.options import (
     Runs,
     Seed,
     Threads,
+    Tiny,
     titled,
     words,
 )
@@ -38,6 +40,7 @@ def bench(
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the teacher first.")] = False,
     limit: Limit = None,
     prompts: Prompts = "evaluation",
+    tiny: Tiny = False,
     sets: Overrides = None,
     runs: Runs = RUNS,
     results: Results = RESULTS,
@@ -48,6 +51,8 @@ def bench(
     """
     from twinbench import bench as work
 
+    recipe = named(recipe, tiny)
+    limit = few(recipe, limit)
     name = work.bench(
         recipe, words(methods), preset, seeds, workers, from_scratch, limit, sets or [], prompts, runs, results
     )
@@ -60,6 +65,7 @@ def train(
     sets: Overrides = None,
     seed: Seed = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and start anew.")] = False,
+    tiny: Tiny = False,
     threads: Threads = 1,
     runs: Runs = RUNS,
 ) -> None:
@@ -70,7 +76,7 @@ def train(
     from twinbench import recipe as recipes
     from twinbench.console import bar, interrupts
 
-    resolved = recipes.resolve(recipes.load(recipe, sets), method, seed)
+    resolved = recipes.resolve(recipes.load(named(recipe, tiny), sets, runs), method, seed)
     import torch
 
     from twinbench.run import alone

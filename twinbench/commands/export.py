@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from twinbench.errors import UserError
-from twinbench.options import RESULTS, RUNS, Results, Runs
+from twinbench.miniature import named
+from twinbench.options import RESULTS, RUNS, Results, Runs, Tiny, titled
 
 
 def export(
     run: Annotated[str, typer.Argument(help="A label, the start of a fingerprint, or a run's folder.")],
     folder: Annotated[Path, typer.Argument(help="Where to; it must not be there yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Of adapters: the whole pipeline with them in it.")] = False,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only its runs.")] = None,
+    tiny: Tiny = False,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the stored weights.")] = "float32",
     runs: Runs = RUNS,
     results: Results = RESULTS,
@@ -26,7 +29,7 @@ def export(
     from twinbench import run as folders
     from twinbench.export import export_run
 
-    found, *others = folders.find(runs, [run])
+    found, *others = folders.find(runs, [run], titled(named(recipe, tiny) if recipe else None))
     if others:
         raise UserError(f"run {run!r} may mean {found.name} or {others[0].name}; give more of its name")
     typer.echo(export_run(found, folder, results, merged=merged, dtype=dtype))

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from twinbench.errors import unknown
-from twinbench.options import RUNS, Overrides, Runs
+from twinbench.miniature import named
+from twinbench.options import RUNS, Overrides, Runs, Tiny
 
 
 def list_names(
@@ -43,6 +44,7 @@ def show(
     recipe: Annotated[str, typer.Argument(help="A recipe.")],
     method: Annotated[str | None, typer.Argument(help="One of its methods, resolved.")] = None,
     diff: Annotated[tuple[str, str] | None, typer.Option(help="Only what differs between two methods.")] = None,
+    tiny: Tiny = False,
     sets: Overrides = None,
 ) -> None:
     """Print a recipe, one method of it with every value resolved, or what differs between two.
@@ -53,10 +55,12 @@ def show(
 
     from twinbench import recipe as recipes
 
-    loaded = recipes.load(recipe, sets)
+    loaded = recipes.load(named(recipe, tiny), sets)
     if diff:
         a, b = (
-            recipes.resolve(loaded, label).model_dump(mode="json", exclude={"recipe", "source", "label", "preset", "like"})
+            recipes.resolve(loaded, label).model_dump(
+                mode="json", exclude={"recipe", "source", "label", "preset", "like"}
+            )
             for label in diff
         )
         if rows := recipes.difference(a, b):

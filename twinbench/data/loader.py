@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-import numpy as np
-import torch
-
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import World
-from twinbench.flow import Batch, Cond, take
+from twinbench.data.samples import Samples, WorldSamples
+from twinbench.flow import Batch, Cond
 from twinbench.randomness import permutation
 
 
@@ -27,19 +25,17 @@ class Stream:
 
 
 class Loader:
-    """Batches of a world for one backbone: sample i of step k is number k * total + i of a stream without end."""
+    """Batches for one backbone: sample i of step k is number k * total + i of a stream without end."""
 
-    def __init__(self, world: World, backbone: Backbone, seed: int) -> None:
-        self.world, self.backbone = world, backbone
-        prompts, rows = np.unique(np.array(world.prompts), return_inverse=True)
-        self.conditions, self.prompt_of = backbone.encode(prompts.tolist()), torch.from_numpy(rows)
-        self.stream = Stream(len(world), seed, "epoch")
+    def __init__(self, data: World | Samples, backbone: Backbone, seed: int) -> None:
+        self.samples = WorldSamples(data, backbone) if isinstance(data, World) else data
+        self.stream = Stream(len(self.samples), seed, "epoch")
 
     def batch(self, step: int, held: Sequence[int], total: int) -> Batch:
         """The samples `held` of a global batch of `total`."""
         rows = self.stream(step * total + i for i in held)
-        return Batch(self.world.x[rows].float(), *self.prompts(rows))
+        return Batch(self.samples.latents(rows), *self.prompts(rows))
 
     def prompts(self, rows: Sequence[int]) -> tuple[Cond, Cond]:
-        """The conditions of some samples of the world, and as many empty ones."""
-        return take(self.conditions, self.prompt_of[list(rows)]), self.backbone.null(len(rows))
+        """The conditions of some samples, and as many empty ones."""
+        return self.samples.cond(rows), self.samples.null(len(rows))

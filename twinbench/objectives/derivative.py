@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twinbench.flow import Cond, Counted, Velocity, expand
 
@@ -22,11 +23,13 @@ def along(
 ) -> tuple[Tensor, Tensor]:
     """v(x, t, r) with its gradient, and its derivative along (dx, dt, dr) without one; both like x [n, ...].
 
-    jvp: exact, by forward differentiation, one pass more; it does not go through fused attention or sharding hooks.
+    jvp: exact, by forward differentiation, one pass more; attention is not fused then, and it does not go through
+    sharding hooks.
     difference: central, two calls more at a distance of `step` in the direction."""
     if how == "jvp":
         velocity = net.velocity if isinstance(net, Counted) else net
-        v, derivative = torch.func.jvp(lambda x, t, r: velocity(x, t, r, cond), point, direction)[:2]
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention know no tangents
+            v, derivative = torch.func.jvp(lambda x, t, r: velocity(x, t, r, cond), point, direction)[:2]
         return (net.count(v, tangents=1) if isinstance(net, Counted) else v), derivative.detach()
     (x, t, r), (dx, dt, dr) = point, direction
     v = net(x, t, r, cond)

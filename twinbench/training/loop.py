@@ -18,6 +18,7 @@ import torch
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import World
 from twinbench.data.loader import Loader
+from twinbench.data.samples import Samples
 from twinbench.errors import WorkError
 from twinbench.files import write_text
 from twinbench.method import Method, Turn
@@ -43,15 +44,15 @@ class Trainer:
         folder: Path,
         method: Method,
         backbone: Backbone,
-        world: World,
+        data: World | Samples,
         train: Train,
         seed: int,
         plans: Sequence[Plan] = (Plan(1, Schedule((1.0,))),),
     ) -> None:
         self.folder, self.method, self.train, self.seed, self.plans = folder, method, train, seed, plans
-        self.backbone, self.loader = backbone, Loader(world, backbone, seed)
+        self.backbone, self.data, self.loader = backbone, data, Loader(data, backbone, seed)
         if method.pairs:
-            self.loader = PairLoader(world, backbone, seed, method.pairs, train, folder / "pairs")
+            self.loader = PairLoader(data, backbone, seed, method.pairs, train, folder / "pairs")
         self.owned = assemble(backbone, method, train, seed)
         self.networks, self.counters = self.owned.velocities(method.needs)
         self.state = State()
@@ -211,7 +212,8 @@ class Trainer:
             return  # the pairs keep themselves
         checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep)
         picture = self.folder / "samples" / f"step-{self.state.step:08d}.png"
-        preview(picture, self.evaluated, self.backbone, self.loader.world, self.plans)
+        if isinstance(self.data, World):  # of a large model neither VAE nor text encoder is here: eval draws
+            preview(picture, self.evaluated, self.backbone, self.data, self.plans)
         if self.progress >= 1:
             save_weights(self.folder, self.evaluated, {"step": self.state.step})
 

@@ -129,11 +129,13 @@ def weights_file(section: BackboneSection, data: DataSection, runs: Path) -> Pat
 
 
 def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimizer]:
-    """AdamW for all; or Muon for the matrices inside blocks, which it orthogonalises, and AdamW for the rest."""
+    """AdamW or RAdam for all; or Muon for the matrices inside blocks, which it orthogonalises, AdamW for the rest."""
     settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     if train.optimizer == "adamw":
         return [torch.optim.AdamW([p for _, p in named], betas=train.betas, **settings)]
+    if train.optimizer == "radam":
+        return [torch.optim.RAdam([p for _, p in named], betas=train.betas, decoupled_weight_decay=True, **settings)]
     matrices = [p for name, p in named if p.ndim == 2 and "blocks" in name]
     if not matrices:
         raise UserError("muon trains matrices inside blocks, and this backbone has none; set train.optimizer: adamw")

@@ -18,6 +18,7 @@ from torch import Tensor
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import World
 from twinbench.data.loader import Loader, Stream
+from twinbench.data.samples import Samples
 from twinbench.errors import UserError
 from twinbench.flow import Batch, Counted, Velocity, guided
 from twinbench.method import Pairs
@@ -41,11 +42,13 @@ class PairLoader(Loader):
 
     folder: of the shards; those there are taken up. `made`: what each of them cost."""
 
-    def __init__(self, world: World, backbone: Backbone, seed: int, pairs: Pairs, train: Train, folder: Path) -> None:
-        super().__init__(world, backbone, seed)
+    def __init__(
+        self, data: World | Samples, backbone: Backbone, seed: int, pairs: Pairs, train: Train, folder: Path
+    ) -> None:
+        super().__init__(data, backbone, seed)
         self.pairs, self.seed, self.train, self.folder = pairs, seed, train, folder
         self.stream = Stream(pairs.count, seed, "epoch")
-        prompts = Stream(len(world), seed, "pairs")
+        prompts = Stream(len(self.samples), seed, "pairs")
         self.sample_of = torch.tensor(prompts(range(pairs.count)))  # whose prompt a pair has
         self.x, self.z = torch.empty(2, pairs.count, *backbone.shape)
         self.made: dict[int, Cost] = {}

@@ -6,12 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from twinbench import files, plugins
+from twinbench import caching, files, plugins
 from twinbench.backbones.base import Backbone, WorldBackbone
+from twinbench.backbones.pipeline import PipelineBackbone
+from twinbench.data.base import World
+from twinbench.data.cache import Cache
+from twinbench.data.captioned import Captioned
+from twinbench.data.samples import Samples
 from twinbench.errors import UserError
 from twinbench.recipe import Resolved
 from twinbench.run import Run
 from twinbench.sampler import plan
+from twinbench.sections import BackboneSection
 from twinbench.tensors import read_tensors
 from twinbench.training.checkpoint import fill
 from twinbench.training.loop import Trainer
@@ -26,12 +32,12 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
 
     Raises UserError for a wrong setting, missing or damaged weights, or a folder that cannot be written."""
     kind = plugins.method(resolved.method)
-    world = make_data(resolved.data)
+    data = make_data(resolved.data)
     weights = weights_file(resolved.backbone, resolved.data, runs)
-    run = Run(runs, resolved, files.sha256(weights) if weights else "none", world.sha256())
+    cache = cached(resolved, data, runs)
+    run = Run(runs, resolved, origin(resolved.backbone, weights), cache.sha256 if cache else data.sha256())
     backbone = initial(resolved, weights)
-    if backbone.shape != world.shape:
-        raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {world.name!r} {world.shape}")
+    samples = fitting(backbone, data, cache)
     if resolved.train.lora and not weights and isinstance(backbone, WorldBackbone):
         raise UserError("train.lora trains adapters of pretrained weights: set backbone.weights, shipped or a file")
     method = kind(kind.Config.model_validate(resolved.config))
@@ -41,7 +47,49 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
     if fresh and run.folder.exists():  # only now: bad input deletes nothing
         shutil.rmtree(run.folder)
     folder = run.open()
-    return run, Trainer(folder, method, backbone, world, resolved.train, resolved.seed, shown)
+    return run, Trainer(folder, method, backbone, samples, resolved.train, resolved.seed, shown)
+
+
+def cached(resolved: Resolved, data: World | Captioned, runs: Path) -> Cache | None:
+    """The cache of captioned pictures; None for an embedded world, which needs none. What is drawn on the spot is
+    encoded on the spot. Raises UserError, with the command that makes it, where it is not whole."""
+    if not isinstance(data, Captioned):
+        if issubclass(plugins.backbone(resolved.backbone.name), PipelineBackbone):
+            raise UserError(f"data {data.name!r} is an embedded world; a large model needs captioned pictures")
+        return None
+    cache = caching.cache_of(resolved.backbone, data, runs)
+    if not cache.complete and data.on_the_spot:
+        for _ in caching.make(cache, resolved.backbone, data):
+            pass
+    if not cache.complete:
+        done, name = len(cache) - len(cache.missing), resolved.source or resolved.recipe
+        raise UserError(
+            f"{done} of {len(cache)} shards of latents and embeddings are in {cache.folder}; make the others first: "
+            f"twinbench cache --recipe {name} (with the same --set and --runs)"
+        )
+    return cache
+
+
+def origin(section: BackboneSection, weights: Path | None) -> str:
+    """What the initial weights are: the sha256 of the file that is loaded, or of the model's own; "none" for random
+    ones, which the seed makes."""
+    if weights:
+        return files.sha256(weights)
+    if not issubclass(plugins.backbone(section.name), PipelineBackbone):
+        return "none"
+    kind, config = caching.pipeline_of(section)
+    return kind.origin(config)
+
+
+def fitting(backbone: Backbone, data: World | Captioned, cache: Cache | None) -> World | Samples:
+    """What the backbone trains on. Raises UserError for a world of other sizes than its."""
+    if cache:
+        assert isinstance(backbone, PipelineBackbone)
+        return cache.open(backbone.masked)
+    assert isinstance(data, World)
+    if backbone.shape != data.shape:
+        raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {data.name!r} {data.shape}")
+    return data
 
 
 def initial(resolved: Resolved, weights: Path | None) -> Backbone:
