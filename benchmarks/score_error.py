@@ -196,6 +196,8 @@ def measured(label: str, seed: int, weights: str, runs: Path, path: Path) -> lis
     if kept.get("fingerprint") != run.fingerprint:
         kept = {}
     rows = [row for row in kept.get("rows", ()) if row["step"] <= trainer.state.step]
+    if trainer.state.step != (rows[-1]["step"] if rows else 0):  # what was measured on the way is gone
+        rows, (run, trainer) = [], start(item, runs, fresh=True)
     head = {"schema": "twinbench.score-error/1", "label": label, "seed": seed, "fingerprint": run.fingerprint}
     for row in _rows(label, trainer, len(rows)):
         rows.append(row)
