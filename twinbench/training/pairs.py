@@ -76,7 +76,7 @@ class PairLoader(Loader):
                 continue
             start, cpu, passes = time.perf_counter(), time.process_time(), counted.passes
             places = self._places(first)
-            z = torch.stack([normal(self.backbone.shape, self.seed, "pairs", i) for i in places])
+            z = torch.stack([normal(self.x.shape[1:], self.seed, "pairs", i) for i in places])
             at_once = self.train.micro_batch or self.train.batch
             parts = zip(z.split(at_once), self.sample_of[places].split(at_once), strict=True)
             x = torch.cat([self._carried(counted, part, rows) for part, rows in parts])
