@@ -17,11 +17,13 @@ class Bar(Protocol):
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Bar]:
-    """A bar for one piece of work."""
-    if sys.stderr.isatty():
-        with _rich_bar(title) as shown:
-            yield shown
+def bar(title: str, shown: bool = True) -> Iterator[Bar]:
+    """A bar for one piece of work; of several processes at it, one has it shown."""
+    if not shown:
+        yield lambda share, note="": None
+    elif sys.stderr.isatty():
+        with _rich_bar(title) as lively:
+            yield lively
     else:
         yield _Lines(title)
 

@@ -34,7 +34,11 @@ def replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    replace(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    replace(path, lambda file: file.write(content))
 
 
 def sha256(path: Path) -> str:

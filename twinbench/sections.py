@@ -46,6 +46,8 @@ class Train(Strict):
     ema: float = Field(0.99, ge=0, lt=1, description="limit of the average's decay")
     evaluate: Literal["average", "student"] = "average"
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the products inside the network")
+    recompute: bool | None = Field(None, description="true: keep no activations within blocks, but compute them anew")
+    offload: bool | None = Field(None, description="true: several processes keep their shards in the host's memory")
     lora: Lora | None = Field(None, description="train adapters on the frozen initial weights; null: all weights")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")

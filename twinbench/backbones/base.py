@@ -36,6 +36,11 @@ class Backbone(nn.Module, ABC):
         takes (t, r) in a form that its initial weights have not seen, this gives them t itself."""
         return self(x, t, r, cond)
 
+    def recompute(self) -> None:
+        """Keep no activations within blocks, but compute them anew in the backward pass. Raises UserError where there
+        is no such way."""
+        raise UserError(f"{type(self).__name__} keeps all activations; set train.recompute: null")
+
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Cond:
         """The conditions of n prompts. Raises ValueError for a prompt that the codec cannot take."""

@@ -79,24 +79,24 @@ def train(
     resolved = recipes.resolve(recipes.load(named(recipe, tiny), sets, runs), method, seed)
     import torch
 
-    from twinbench.run import alone
-    from twinbench.training.start import measured, start
+    from twinbench.training.parallel import joined
+    from twinbench.training.start import keep_record, large, start
 
     torch.set_num_threads(threads)
-    run, trainer = start(resolved, runs, fresh=fresh)
-    with alone(run.folder), interrupts() as stop, bar(f"train {method} seed {seed}") as show:
-        if not run.finished:
-            run.write(**measured(trainer))
-        for row in trainer:
-            made = f"{row['pairs']} pairs" if "pairs" in row else f"{row['seconds'] / row['step']:.3f} s/step"
-            show(row["progress"], f"step {row['step']}  {made}")
-            if stop:
-                trainer.save()
-                run.write(**measured(trainer))
-                raise KeyboardInterrupt
-        if not run.finished:
-            run.write(**measured(trainer))
-    typer.echo(run.folder)
+    with joined(resolved.train, large(resolved)) as group:
+        run, trainer = start(resolved, runs, fresh=fresh, group=group)
+        with group.holding(run.folder), interrupts() as stop, bar(f"train {method} seed {seed}", group.first) as show:
+            keep_record(run, trainer)
+            for row in trainer:
+                made = f"{row['pairs']} pairs" if "pairs" in row else f"{row['seconds'] / row['step']:.3f} s/step"
+                show(row["progress"], f"step {row['step']}  {made}")
+                if group.any(bool(stop)):
+                    trainer.save()
+                    keep_record(run, trainer)
+                    raise KeyboardInterrupt
+            keep_record(run, trainer)
+        if group.first:
+            typer.echo(run.folder)
 
 
 def report(

@@ -28,6 +28,7 @@ from twinbench.flow import Cond
 from twinbench.randomness import seed_of
 from twinbench.settings import Lora
 from twinbench.tensors import save_tensors
+from twinbench.training.parallel import ALONE, Group, gathered, whole
 
 
 class Adapters:
@@ -66,6 +67,15 @@ class Adapters:
         self.switch(None, self.base.training)
         return Adapted(self, name)
 
+    def dealt(self, group: Group) -> Adapted:
+        """The base, as a network of its own, when all adapters are there: of several processes each holds a share of
+        it, and all adapters whole."""
+        own = [p for layer in self.layers.values() for p in _added(layer)]
+        for p in own:
+            p.data = p.data.to(group.device)
+        group.shard(self.base, own)
+        return self.off()
+
     def off(self) -> Adapted:
         """The base as a network of its own."""
         return Adapted(self, None).eval()
@@ -101,7 +111,7 @@ class Adapters:
     @torch.no_grad()
     def merged(self, name: str) -> dict[str, Tensor]:
         """The weights of the backbone that is this adapter and its base in one, in the base's precision."""
-        weights = self.original()
+        weights = {key: whole(value) for key, value in self.original().items()}
         more = dict(weights)
         for path, layer in self.layers.items():
             if hasattr(layer, "modules_to_save"):
@@ -160,11 +170,20 @@ class Adapted(nn.Module):
         return self._adapters.merged(self._name) if self._name else self._adapters.original()
 
 
-def save_weights(folder: Path, network: nn.Module, metadata: dict[str, Any]) -> None:
+def _added(layer: Any) -> list[nn.Parameter]:
+    """The parameters of all adapters of a layer."""
+    if hasattr(layer, "modules_to_save"):
+        return [*layer.modules_to_save.parameters()]
+    return [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
+
+
+def save_weights(folder: Path, network: nn.Module, metadata: dict[str, Any], group: Group = ALONE) -> None:
     """Write weights.safetensors, from which images are drawn; for an adapter, merged into its base, and
-    adapters.safetensors beside it."""
-    tensors = network.state_dict()
+    adapters.safetensors beside it. All processes of a group give their shards, and its first one writes."""
+    tensors = gathered(network.state_dict(), group)
+    merged = gathered(network.merged(), group) if isinstance(network, Adapted) else tensors
+    if not group.first:
+        return
     if isinstance(network, Adapted):
         save_tensors(folder / "adapters.safetensors", tensors, metadata)
-        tensors = network.merged()
-    save_tensors(folder / "weights.safetensors", tensors, metadata)
+    save_tensors(folder / "weights.safetensors", merged, metadata)

@@ -1,4 +1,5 @@
-"""Checkpoints: one safetensors file each, complete and atomic; the newest is found by itself.
+"""Checkpoints, complete and atomic; the newest is found by itself. One process writes a safetensors file, several a
+folder of them (`shards`); any number of processes goes on from either.
 
 Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>, and teacher.* once it is no more
 the one that the run began with; the numbers that are no tensors (step, costs, the average's decay) stand in the file's
@@ -7,6 +8,8 @@ metadata. No generator state: randomness is keyed (`randomness`).
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from twinbench.errors import UserError
 from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.networks import Owned
+from twinbench.training.parallel import ALONE, Group
+from twinbench.training.shards import Shards, dealt, save_shards
 
 
 @dataclass
@@ -34,8 +39,8 @@ class State:
         return {"steps": self.step, "images": self.images, "passes": self.passes}[unit]
 
 
-def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int) -> Path:
-    """Write step-<n>.safetensors, then delete all but the newest `keep`."""
+def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int, group: Group = ALONE) -> Path:
+    """Write step-<n>.safetensors, or step-<n>/ of several processes, then delete all but the newest `keep`."""
     tensors = {f"average.{k}": v for k, v in owned.average.network.state_dict().items()}
     for turn, trained in owned.trained.items():
         tensors |= {f"{turn}.{k}": v for k, v in trained.network.state_dict().items()}
@@ -45,23 +50,44 @@ def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int) -> Path
                 tensors |= {f"{prefix}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
     if state.phase and owned.teacher is not None:
         tensors |= {f"teacher.{k}": v for k, v in owned.teacher.state_dict().items()}
-    for stale in folder.glob(".step-*"):  # left by a kill in the middle of a save
-        stale.unlink(missing_ok=True)
-    path = folder / f"step-{state.step:08d}.safetensors"
-    save_tensors(path, tensors, {"state": asdict(state), "decay": owned.average.decay})
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    metadata = {"state": asdict(state), "decay": owned.average.decay}
+    if group.first:
+        delete(folder.glob(".step-*"))  # left by a kill in the middle of a save
+    if group.mesh is None:
+        path = folder / f"step-{state.step:08d}.safetensors"
+        save_tensors(path, tensors, metadata)
+    else:
+        path = folder / f"step-{state.step:08d}"
+        save_shards(path, tensors, metadata, group)
+    if group.first:
+        delete(checkpoints(folder)[:-keep])
     return path
+
+
+def delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(path: Path, owned: Owned) -> State:
+def load_checkpoint(path: Path, owned: Owned, group: Group = ALONE) -> State:
     """Put a checkpoint into the networks, their optimizers and the average; bit for bit what was saved."""
-    tensors, metadata = read_tensors(path)
+    own = holdings(owned) if path.is_dir() or group.mesh is not None else {}
+    if path.is_dir():
+        shards = Shards(path)
+        metadata = shards.metadata
+        tensors = shards.read({name: place(name, own, shards.empty(name)) for name in shards.stored})
+    else:
+        tensors, metadata = read_tensors(path)
+        if group.mesh is not None:
+            tensors = {name: dealt(value, place(name, own, value)) for name, value in tensors.items()}
     fill(owned.average.network, part(tensors, "average."), path)
     owned.average.decay = metadata["decay"]
     for turn, trained in owned.trained.items():
@@ -76,6 +102,28 @@ def load_checkpoint(path: Path, owned: Owned) -> State:
     if state.phase and owned.teacher is not None:
         fill(owned.teacher, part(tensors, "teacher."), path)
     return state
+
+
+def holdings(owned: Owned) -> dict[str, Tensor]:
+    """A run's own tensors by their names in a checkpoint; for all slots of an optimizer, the parameter they are of."""
+    tensors = {f"average.{k}": v for k, v in owned.average.network.state_dict().items()}
+    if owned.teacher is not None:
+        tensors |= {f"teacher.{k}": v for k, v in owned.teacher.state_dict().items()}
+    for turn, trained in owned.trained.items():
+        tensors |= {f"{turn}.{k}": v for k, v in trained.network.state_dict().items()}
+        for which, optimizer in enumerate(trained.optimizers):
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            tensors |= {f"optimizer.{turn}.{which}.{i}": p for i, p in enumerate(parameters)}
+    return tensors
+
+
+def place(name: str, own: dict[str, Tensor], stored: Tensor) -> Tensor:
+    """Where a stored tensor goes: an empty one, dealt to the processes as the run's own is, if it has one of this
+    shape."""
+    like = own.get(name.rpartition(".")[0] if name.startswith("optimizer.") else name)
+    if like is None or not like.ndim or like.shape != stored.shape:
+        return stored
+    return torch.empty_like(like, dtype=stored.dtype, requires_grad=False)
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

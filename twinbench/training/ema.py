@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from twinbench.training.parallel import local
+
 
 def next_decay(decay: float, limit: float) -> float:
     """decay + (1 - decay)(limit - decay)/2: from 0 about 1 - 2/(k + 2) after k calls, then up to the limit.
@@ -27,6 +29,6 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """average <- decay average + (1 - decay) network, then raise the decay."""
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - self.decay)
+        """average <- decay average + (1 - decay) network, then raise the decay. Both sharded alike, or neither."""
+        torch._foreach_lerp_(local(self.network.parameters()), local(network.parameters()), 1 - self.decay)
         self.decay = next_decay(self.decay, self.limit)

@@ -20,6 +20,7 @@ from twinbench.backbones.base import Backbone
 from twinbench.errors import UserError
 from twinbench.flow import Cond, Counted
 from twinbench.randomness import seed_of
+from twinbench.training.parallel import ALONE, Group, sharded
 
 TAPS = 4
 
@@ -55,15 +56,22 @@ class CountedHead:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with tapped([self.blocks[i] for i in self.head.taps]) as features:
-            self.teacher(x, t, t, cond)
+            v = self.teacher(x, t, t, cond)
         logits = self.head(features)
+        if sharded(self.teacher.velocity):  # its backward pass begins at its own output
+            logits = logits + v[:0].sum()
         trained = any(p.requires_grad for p in self.head.parameters())
         self.passes += len(x) * round(16 * self.share * (1 + (1 + trained) * logits.requires_grad)) / 16
         return logits
 
 
 def make_head(
-    teacher: nn.Module, blocks: Sequence[nn.Module], codec: Backbone, taps: Sequence[int] | None, seed: int
+    teacher: nn.Module,
+    blocks: Sequence[nn.Module],
+    codec: Backbone,
+    taps: Sequence[int] | None,
+    seed: int,
+    group: Group = ALONE,
 ) -> Head:
     """A head for the teacher's blocks, with random weights of this seed. The teacher is asked once, for one row of
     zeros without a prompt, to see how wide its features are. taps: indices of blocks; None for four, evenly spaced, the
@@ -74,11 +82,12 @@ def make_head(
     chosen = [(i + 1) * len(blocks) // k - 1 for i in range(k)] if taps is None else list(taps)
     if not chosen or not all(0 <= i < len(blocks) for i in chosen):
         raise UserError(f"taps {chosen} must name blocks of the backbone, 0 to {len(blocks) - 1}")
+    one = group.moved((torch.zeros(1, *codec.shape), torch.ones(1), torch.ones(1), codec.null(1)))
     with torch.no_grad(), tapped([blocks[i] for i in chosen]) as features:
-        teacher(torch.zeros(1, *codec.shape), torch.ones(1), torch.ones(1), codec.null(1))
+        teacher(*one)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "initial head"))
-        return Head(chosen, [h.shape[-1] for h in features])
+        return Head(chosen, [h.shape[-1] for h in features]).to(group.device)
 
 
 def blocks_of(backbone: nn.Module) -> Sequence[nn.Module]:

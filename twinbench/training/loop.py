@@ -4,7 +4,6 @@ networks, their optimizers and the average, so a resumed run ends, bit for bit, 
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -20,16 +19,18 @@ from twinbench.data.base import World
 from twinbench.data.loader import Loader
 from twinbench.data.samples import Samples
 from twinbench.errors import WorkError
-from twinbench.files import write_text
+from twinbench.files import write_bytes
 from twinbench.method import Method, Turn
 from twinbench.randomness import Rng
 from twinbench.sampler import Plan, Schedule
 from twinbench.sections import Train
-from twinbench.training import checkpoint
+from twinbench.training import checkpoint, log
 from twinbench.training.adapters import save_weights
 from twinbench.training.checkpoint import State
+from twinbench.training.lockstep import Lockstep
 from twinbench.training.networks import assemble
 from twinbench.training.pairs import Cost, PairLoader
+from twinbench.training.parallel import ALONE, Group, whole
 from twinbench.training.preview import preview
 
 
@@ -37,7 +38,8 @@ class Trainer:
     """Trains one method; iterate over it to make steps, each of which gives its log row.
 
     folder: where checkpoints/, log.jsonl and weights.safetensors go. The newest checkpoint there is taken up.
-    plans: the rows of the sample pictures."""
+    plans: the rows of the sample pictures. group: the processes that train together, each with a Trainer of its own;
+    the first of them writes."""
 
     def __init__(
         self,
@@ -48,20 +50,28 @@ class Trainer:
         train: Train,
         seed: int,
         plans: Sequence[Plan] = (Plan(1, Schedule((1.0,))),),
+        group: Group = ALONE,
     ) -> None:
         self.folder, self.method, self.train, self.seed, self.plans = folder, method, train, seed, plans
+        self.group = group
         self.backbone, self.data, self.loader = backbone, data, Loader(data, backbone, seed)
         if method.pairs:
             self.loader = PairLoader(data, backbone, seed, method.pairs, train, folder / "pairs")
-        self.owned = assemble(backbone, method, train, seed)
+        if train.recompute:
+            backbone.recompute()
+        if group.size == 1:
+            backbone.to(group.device)
+        self.owned = assemble(backbone, method, train, seed, group)
         self.networks, self.counters = self.owned.velocities(method.needs)
+        self.lockstep = Lockstep(group, self.owned.sharded, backbone.shape)
         self.state = State()
-        if saved := checkpoint.checkpoints(folder / "checkpoints"):
-            self.state = checkpoint.load_checkpoint(saved[-1], self.owned)
+        if saved := group.every(checkpoint.checkpoints(folder / "checkpoints"))[0]:
+            self.state = checkpoint.load_checkpoint(saved[-1], self.owned, group)
         elif isinstance(self.loader, PairLoader):
             for cost in self.loader.made.values():
                 self._spend(cost)
-        self._trim_log()
+        if group.first:
+            log.trim(folder / "log.jsonl", self.state.step)
 
     # ---- progress ----
 
@@ -84,7 +94,7 @@ class Trainer:
         return self.owned.average.network if average else self.owned.trained["student"].network
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.finished:
+        if self.group.every(self.finished)[0]:
             return
         yield from self.prepare()
         while self.progress < 1:
@@ -141,10 +151,11 @@ class Trainer:
         self.state.step += 1
         self.state.images += self.train.batch
         passes = sum(counter.passes for counter in self.counters) - before
-        self._spend(Cost(passes, time.perf_counter() - start, time.process_time() - cpu))
+        spent = self.group.sums({"passes": passes, "cpu": time.process_time() - cpu})
+        self._spend(Cost(spent["passes"], time.perf_counter() - start, spent["cpu"]))
         row |= self._spent()
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(row) + "\n")
+        if self.group.first:
+            log.add(self.folder / "log.jsonl", row)
         return row
 
     def _turn(self, turn: Turn) -> dict[str, float]:
@@ -153,7 +164,8 @@ class Trainer:
         if turn.name == "student" and not turn.repeat:
             self.owned.average.update(trained.network)
         terms = self._gradients(turn)
-        norm = torch.nn.utils.clip_grad_norm_(trained.network.parameters(), self.train.clip)
+        self.group.add_gradients(trained.network)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained.network.parameters(), self.train.clip))
         if not torch.isfinite(norm):
             raise self._stopped(turn, "the gradient norm")
         rate = self._rate(turn)
@@ -168,28 +180,35 @@ class Trainer:
 
     def _gradients(self, turn: Turn) -> dict[str, float]:
         """Accumulate the gradients of the turn's terms, one micro-batch after the other; returns the terms' values."""
-        total, size = self.train.batch, self.train.micro_batch or self.train.batch
+        total, own = self.train.batch, self.group.rows(self.train.batch)
+        size = self.train.micro_batch or len(own)
         sums: dict[str, float] = {}
-        logged: dict[str, int] = {}  # rows of the micro-batches that gave a log: not all hold every role
-        for start in range(0, total, size):
-            held = range(start, min(start + size, total))
+        logged: dict[str, float] = {}  # rows of the micro-batches that gave a log: not all hold every role
+        for start in own[::size]:
+            held = range(start, min(start + size, own.stop))
             batch = self.loader.batch(turn.step, held, total)
             rng = Rng(self.seed, turn.step, turn.key, held, total, self.backbone.shape)
-            draws = self.method.draw(batch, rng, turn)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.train.precision == "bfloat16"):
+            batch, draws = self.group.moved((batch, self.method.draw(batch, rng, turn)))
+            with self._precision(), self.group.placing(), self.lockstep.together(batch.null):
                 terms = self.method.loss(self.networks, batch, draws, turn)
                 loss = terms.total()
             for name, term in terms.losses.items():
-                value = term.value().item()
-                if not math.isfinite(value):
-                    raise self._stopped(turn, f"term {name!r}")
-                sums[name] = sums.get(name, 0.0) + value
-            for name, log in terms.logs.items():
-                sums[f"log.{name}"] = sums.get(f"log.{name}", 0.0) + log.item() * len(held)
+                sums[name] = sums.get(name, 0.0) + term.value().item()
+            for name, mean in terms.logs.items():
+                sums[f"log.{name}"] = sums.get(f"log.{name}", 0.0) + mean.item() * len(held)
                 logged[f"log.{name}"] = logged.get(f"log.{name}", 0) + len(held)
+            loss = self.lockstep.owed(loss)
             if loss.requires_grad:
                 loss.backward()
-        return {name: value / logged.get(name, 1) for name, value in sums.items()}
+        sums, rows = self.group.sums(sums), self.group.sums(logged)
+        for name, value in sums.items():
+            if not name.startswith("log.") and not math.isfinite(value):
+                raise self._stopped(turn, f"term {name!r}")
+        return {name: value / rows.get(name, 1) for name, value in sums.items()}
+
+    def _precision(self) -> torch.autocast:
+        low = self.train.precision == "bfloat16"
+        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=low)
 
     def _rate(self, turn: Turn) -> float:
         rise = min(1.0, (turn.step + 1) / self.train.warmup) if self.train.warmup else 1.0
@@ -198,7 +217,7 @@ class Trainer:
 
     def _stopped(self, turn: Turn, what: str) -> WorkError:
         folder = self.folder / "failed"
-        path = checkpoint.save_checkpoint(folder, self.owned, self.state, keep=1)
+        path = checkpoint.save_checkpoint(folder, self.owned, self.state, 1, self.group)
         return WorkError(
             f"step {turn.step + 1}, turn {turn.name!r}: {what} is not finite; lower train.lr (--set train.lr=...); "
             f"the networks at this moment: {path}"
@@ -210,29 +229,13 @@ class Trainer:
         """A checkpoint, and at the end of the budget the weights that are judged."""
         if self.progress < 1 and not self.state.step:
             return  # the pairs keep themselves
-        checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep)
-        picture = self.folder / "samples" / f"step-{self.state.step:08d}.png"
+        checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep, self.group)
         if isinstance(self.data, World):  # of a large model neither VAE nor text encoder is here: eval draws
-            preview(picture, self.evaluated, self.backbone, self.data, self.plans)
+            picture = preview(self.evaluated, self.backbone, self.data, self.plans)
+            if self.group.first:
+                write_bytes(self.folder / "samples" / f"step-{self.state.step:08d}.png", picture)
         if self.progress >= 1:
-            save_weights(self.folder, self.evaluated, {"step": self.state.step})
-
-    def _trim_log(self) -> None:
-        """Forget what was logged after the last checkpoint: those steps are made again."""
-        path = self.folder / "log.jsonl"
-        if not path.exists():
-            return
-        text, kept = path.read_text(), []
-        for line in text.splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # a kill in the middle of a line
-                break
-            if row["step"] > self.state.step:
-                break
-            kept.append(line)
-        if (trimmed := "".join(f"{line}\n" for line in kept)) != text:
-            write_text(path, trimmed)
+            save_weights(self.folder, self.evaluated, {"step": self.state.step}, self.group)
 
 
 def peak_bytes() -> int:

@@ -22,6 +22,7 @@ from twinbench.settings import validate
 from twinbench.training.adapters import Adapters
 from twinbench.training.ema import Average
 from twinbench.training.heads import CountedHead, blocks_of, make_head
+from twinbench.training.parallel import ALONE, Group
 from twinbench.weights import FOLDER
 
 
@@ -55,6 +56,13 @@ class Owned:
             head = CountedHead(self.trained["head"].network, teacher, self.blocks)
         counters = [c for c in (student, critic, target, teacher, head) if c is not None]
         return Networks(student, target=target, teacher=teacher, critic=critic, head=head), counters
+
+    @property
+    def sharded(self) -> list[nn.Module]:
+        """The networks that several processes hold in shards: all but heads."""
+        others = (trained.network for turn, trained in self.trained.items() if turn != "head")
+        every = [*others, self.average.network, *([self.teacher] if self.teacher is not None else [])]
+        return [*dict.fromkeys(every)]
 
     def train_only(self, turn: str) -> None:
         """Let the turn's network alone take gradients; through the others they flow to inputs only."""
@@ -144,33 +152,42 @@ def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimi
     return [muon, torch.optim.AdamW(rest, betas=train.betas, **settings)]
 
 
-def assemble(student: Backbone, method: Method, train: Train, seed: int = 0) -> Owned:
-    """All networks of a run, starting from the student's initial weights. seed: of adapters' and head's random part.
+def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, group: Group = ALONE) -> Owned:
+    """All networks of a run, starting from the student's initial weights; of several processes, each holds its shards.
+    seed: of adapters' and head's random part.
 
     Raises UserError for adapters, or a head, on a backbone that takes none."""
     needs = method.needs
     networks: dict[str, nn.Module] = {"student": student}
-    average = teacher = base = None
-    if "critic" in needs and method.critic == "network":
-        networks["critic"] = copy.deepcopy(student)
-    on_base = "critic" in needs and method.critic == "lora"
-    if train.lora or on_base:
+    average: nn.Module | None = None
+    teacher: nn.Module | None = None
+    base: nn.Module | None = None
+    frozen, critic = bool(needs & {"teacher", "head"}), method.critic if "critic" in needs else None
+    if train.lora and critic == "network":
+        networks["critic"] = group.shard(copy.deepcopy(student))
+    if train.lora or critic == "lora":
         adapters = Adapters(student if train.lora else copy.deepcopy(student))
-        base = adapters.off()
     if train.lora:
         networks["student"] = adapters.add("student", train.lora, seed)
         average = adapters.add("average", train.lora, seed)
-    if on_base:
+    if critic == "lora":
         networks["critic"] = adapters.add("critic", method.critic_lora, seed)
-    if needs & {"teacher", "head"}:
-        teacher = base or Average(student, 0).network
-        if train.lora and method.phase(1.0) > 0:  # a teacher that changes is an adapter, too
-            teacher = Average(networks["student"], 0, adapters.add("teacher", train.lora, seed)).network
+    if train.lora and frozen and method.phase(1.0) > 0:  # a teacher that changes is an adapter, too
+        teacher = Average(networks["student"], 0, adapters.add("teacher", train.lora, seed)).network
+    if train.lora or critic == "lora":
+        base = adapters.dealt(group)
+    if not train.lora:
+        copied = group.copies(student)
+        average = copied()
+        if critic == "network":
+            networks["critic"] = copied()
+    if frozen:
+        teacher = teacher or base or Average(student, 0, copied()).network
     trained = {turn: Trained(network, make_optimizers(network, train)) for turn, network in networks.items()}
     blocks: Sequence[nn.Module] = ()
     if "head" in needs:
         assert teacher is not None
         blocks = blocks_of(adapters.base if base else teacher)
-        head = make_head(teacher, blocks, student, method.taps, seed)
+        head = make_head(teacher, blocks, student, method.taps, seed, group)
         trained["head"] = Trained(head, make_optimizers(head, train.model_copy(update={"optimizer": "adamw"})))
     return Owned(trained, Average(networks["student"], train.ema, average), teacher, base, blocks)

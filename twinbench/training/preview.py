@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from PIL import Image
 
 from twinbench.backbones.base import Backbone
 from twinbench.data.base import Request, World
-from twinbench.files import replace
 from twinbench.flow import guided
 from twinbench.randomness import request_noise
 from twinbench.sampler import Plan, sample
@@ -20,8 +18,8 @@ from twinbench.sampler import Plan, sample
 COLUMNS, GAP = 12, 4
 
 
-def preview(path: Path, network: torch.nn.Module, backbone: Backbone, world: World, plans: Sequence[Plan]) -> None:
-    """Write a picture: rows = plans, columns = evaluation prompts from all tasks, the same noise in every row."""
+def preview(network: torch.nn.Module, backbone: Backbone, world: World, plans: Sequence[Plan]) -> bytes:
+    """A PNG: rows = plans, columns = evaluation prompts from all tasks, the same noise in every row."""
     training = network.training
     network.eval()
     every = world.requests("evaluation")
@@ -31,7 +29,7 @@ def preview(path: Path, network: torch.nn.Module, backbone: Backbone, world: Wor
     image = Image.fromarray(np.concatenate(rows, 0))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    replace(path, lambda file: file.write(buffer.getvalue()))
+    return buffer.getvalue()
 
 
 def _row(

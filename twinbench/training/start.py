@@ -23,17 +23,22 @@ from twinbench.training.checkpoint import fill
 from twinbench.training.loop import Trainer
 from twinbench.training.networks import make_backbone, make_data, weights_file
 from twinbench.training.pairs import affordable
+from twinbench.training.parallel import ALONE, Group
 
 SHOWN = 8  # numbers of evaluations up to this have a row in the sample pictures
 
 
-def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, Trainer]:
-    """The run and its trainer, at its newest checkpoint; `fresh` deletes the run's folder first.
+def start(resolved: Resolved, runs: Path, *, fresh: bool = False, group: Group = ALONE) -> tuple[Run, Trainer]:
+    """The run and its trainer, at its newest checkpoint; `fresh` deletes the run's folder first. group: the processes
+    that train together; all of them start.
 
     Raises UserError for a wrong setting, missing or damaged weights, or a folder that cannot be written."""
     kind = plugins.method(resolved.method)
     data = make_data(resolved.data)
     weights = weights_file(resolved.backbone, resolved.data, runs)
+    if group.first:  # it makes what is made on the spot
+        cached(resolved, data, runs)
+    group.wait()
     cache = cached(resolved, data, runs)
     run = Run(runs, resolved, origin(resolved.backbone, weights), cache.sha256 if cache else data.sha256())
     backbone = initial(resolved, weights)
@@ -44,10 +49,18 @@ def start(resolved: Resolved, runs: Path, *, fresh: bool = False) -> tuple[Run, 
     affordable(method.pairs, resolved.train, resolved.label)
     plans = [plan(resolved, nfe) for nfe in sorted({*resolved.eval.nfe, *resolved.sample})]
     shown = [p for p in plans if p.nfe <= SHOWN] or plans[:1]
-    if fresh and run.folder.exists():  # only now: bad input deletes nothing
+    group.wait()
+    if fresh and group.first and run.folder.exists():  # only now: bad input deletes nothing
         shutil.rmtree(run.folder)
-    folder = run.open()
-    return run, Trainer(folder, method, backbone, samples, resolved.train, resolved.seed, shown)
+    if group.first:
+        run.open()
+    group.wait()
+    return run, Trainer(run.folder, method, backbone, samples, resolved.train, resolved.seed, shown, group)
+
+
+def large(resolved: Resolved) -> bool:
+    """Whether it trains a model that wants a GPU: any but the toys, which are no faster there."""
+    return issubclass(plugins.backbone(resolved.backbone.name), PipelineBackbone)
 
 
 def cached(resolved: Resolved, data: World | Captioned, runs: Path) -> Cache | None:
@@ -85,7 +98,9 @@ def fitting(backbone: Backbone, data: World | Captioned, cache: Cache | None) ->
     """What the backbone trains on. Raises UserError for a world of other sizes than its."""
     if cache:
         assert isinstance(backbone, PipelineBackbone)
-        return cache.open(backbone.masked)
+        samples = cache.open(backbone.masked)
+        backbone.codec.null = samples.nothing()  # so nobody loads the text encoders for it
+        return samples
     assert isinstance(data, World)
     if backbone.shape != data.shape:
         raise UserError(f"the backbone makes samples of shape {backbone.shape}, data {data.name!r} {data.shape}")
@@ -103,6 +118,12 @@ def initial(resolved: Resolved, weights: Path | None) -> Backbone:
 def trained(resolved: Resolved, weights: Path) -> Backbone:
     """The backbone with the weights of a finished run, ready to be drawn from."""
     return initial(resolved, weights).requires_grad_(False).eval()
+
+
+def keep_record(run: Run, trainer: Trainer) -> None:
+    """Write what the run has cost so far, unless it is finished."""
+    if trainer.group.first and not run.finished:
+        run.write(**measured(trainer))
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:
