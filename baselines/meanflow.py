@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Hop, Velocity, expand, mix, take
+from twinbench.flow import Batch, Cond, Hop, Velocity, dropped, expand, mix, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.derivative import Derivative, along
 from twinbench.objectives.levels import logit_normal
@@ -71,7 +71,7 @@ class MeanFlow(Method):
         c, t, r = self.config, draws.t, draws.r
         x_t = mix(batch.x, draws.z, t)
         y = self._guide(networks.student, x_t, draws.z - batch.x, draws, batch)
-        cond = {name: torch.where(expand(draws.drop, v), batch.null[name], v) for name, v in batch.cond.items()}
+        cond = dropped(batch.cond, batch.null, draws.drop)
         u, du = self._velocity(networks.student, x_t, t, r, y, cond)
         target = mean_target(y, du, t, r, min(1.0, turn.step / c.warmup) if c.warmup else 1.0)
         rows = (adaptive_loss if c.normalise == "loss" else adaptive_gradient)(u, target, c.power, c.const)

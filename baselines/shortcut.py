@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Hop, Velocity, expand, guided, mix, take
+from twinbench.flow import Batch, Cond, Hop, Velocity, dropped, expand, guided, mix, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import l2
 from twinbench.objectives.targets import clip
@@ -92,7 +92,7 @@ class Shortcut(Method):
                 c.clip,
             )
             target = target.index_put((far,), hops.to(target.dtype))
-        cond = {name: torch.where(expand(draws.drop, v), batch.null[name], v) for name, v in batch.cond.items()}
+        cond = dropped(batch.cond, batch.null, draws.drop)
         rows = l2(networks.student(x_t, t, r, cond), target)
         logs = {name: rows.detach()[part].mean() for name, part in (("flow", ~far), ("shortcut", far)) if part.any()}
         return Terms({"shortcut": Term(rows, draws.rows)}, logs)

@@ -158,10 +158,10 @@ def test_a_broken_or_missing_picture_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0)[:100])
     (tmp_path / "a.txt").write_text("a")
     data = opened("images", path=str(tmp_path))
-    with pytest.raises(WorkError, match="a.png"):
+    with pytest.raises(WorkError, match=r"a\.png"):
         data.picture(0)
     (tmp_path / "a.png").unlink()
     with pytest.raises(WorkError, match="not there"):
         data.picture(0)
-    with pytest.raises(UserError, match="data.path"):
+    with pytest.raises(UserError, match=r"data\.path"):
         opened("images")
