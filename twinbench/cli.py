@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import typer
 
-from twinbench.commands import audit, cache, compare, data, doctor, evaluate, export, latency, look
+from twinbench.commands import audit, cache, compare, data, doctor, evaluate, export, latency, look, plan
 from twinbench.errors import UserError, WorkError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "fetch": data.fetch,
     "reference": data.reference,
+    "plan": plan.plan,
     "latency": latency.latency,
     "audit": audit.audit,
     "doctor": doctor.doctor,
