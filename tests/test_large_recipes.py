@@ -5,7 +5,7 @@ import json
 import os
 import signal
 
-import families  # noqa: F401  (the hub is not asked)
+import families
 import pytest
 import torch
 import yaml
@@ -18,7 +18,7 @@ from twinbench.data.captioned import Captioned
 from twinbench.errors import UserError
 from twinbench.sampler import plan
 from twinbench.settings import validate
-from twinbench.training.start import measured, start
+from twinbench.training.start import measured, placed, start, trained
 
 LARGE = [name for name in recipe.shipped() if recipe.load(name).data.kind == "images"]
 EVERY = [(name, label) for name in LARGE for label in recipe.load(name).labels()]
@@ -172,6 +172,17 @@ def test_a_killed_run_ends_with_the_same_weights(runs, tmp_path):
             break
     del trainer
     assert files(finish(item, tmp_path / "killed"))["weights.safetensors"] == files(whole)["weights.safetensors"]
+
+
+def test_a_large_run_is_drawn_in_the_precision_of_its_training(runs, tmp_path):
+    item = tiny("qwen-image", "twinflow", runs, "train.precision=bfloat16", "train.budget=1")
+    weights = finish(item, tmp_path) / "weights.safetensors"
+    exact, low = trained(item, weights), placed(item, trained(item, weights))
+    assert exact.precision == torch.float32 and low.precision == torch.bfloat16
+    assert low.target_time.sign.dtype == torch.float32
+    z, cond = families.noise(exact), exact.encode(families.prompts("qwen-image"))
+    a, b = (families.call(network, cond, z) for network in (exact, low))
+    assert 0 < (a - b).abs().max() < 0.03 * a.abs().max() and b.dtype == torch.float32
 
 
 def test_the_whole_path_from_the_command_line(tmp_path, capsys):

@@ -59,10 +59,11 @@ class Drawing:
     def fresh(self, requests: Sequence[Request]) -> Tensor:
         """Samples of up to `chunk` requests, drawn in a batch of exactly `chunk` rows."""
         padded = [*requests, *[requests[-1]] * (self.chunk - len(requests))]
-        cond = self.backbone.encode([r.prompt for r in padded])
+        cond, device = self.backbone.encode([r.prompt for r in padded]), next(self.backbone.parameters()).device
 
         def noise(name: str) -> Tensor:
-            return torch.stack([request_noise(self.backbone.shape, self.prompts, r.key, r.copy, name) for r in padded])
+            rows = [request_noise(self.backbone.shape, self.prompts, r.key, r.copy, name) for r in padded]
+            return torch.stack(rows).to(device)
 
         counted = Counted(self.backbone)
         velocity = guided(counted, self.backbone.null(self.chunk), self.plan.guidance)

@@ -23,7 +23,7 @@ from twinbench.sources.base import Plan, Source, record
 from twinbench.sources.pipeline import Pipeline, PipelineSource
 from twinbench.sources.steps import StepOptions, plans
 from twinbench.subjects import MODELS, current, titled
-from twinbench.training.start import trained
+from twinbench.training.start import placed, trained
 
 NAME, VERSION = "latency", "1"
 
@@ -46,7 +46,7 @@ def of_run(folder: Path, asked: Sequence[int] | None) -> Timed:
     if not run["finished"]:
         raise UserError(f"run {folder.name} is not finished; twinbench train {run['label']} goes on with it")
     resolved = current(run, ())
-    backbone = trained(resolved, folder / "weights.safetensors")
+    backbone = placed(resolved, trained(resolved, folder / "weights.safetensors"))
     made = [plan(resolved, nfe) for nfe in asked or recipes.nfe_of(resolved)]
     known = plugins.dataset(resolved.data.kind)
     prompt = known.requests("evaluation")[0].prompt if hasattr(known, "requests") else Timed.prompt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from twinbench.sources.base import Subject, record
 from twinbench.sources.folder import Folder, Given, fingerprint
 from twinbench.sources.pipeline import Pipeline, PipelineSource
 from twinbench.sources.steps import StepOptions, plans
-from twinbench.training.start import trained
+from twinbench.training.start import placed, release, trained
 
 MODELS = "models"  # the recipe of what no recipe was named for
 Asked = tuple[Subject, list[Benchmark]]
@@ -45,12 +46,12 @@ def of_run(
     where = f"recipe {resolved.recipe!r}"
     made = benchmarks(resolved.eval.benchmarks, names, data=resolved.data.kind, prompts=prompts, where=where)
     steps = [plan(resolved, nfe) for nfe in asked or recipes.nfe_of(resolved)]
-    backbone = trained(resolved, folder / "weights.safetensors")
+    backbone = placed(resolved, trained(resolved, folder / "weights.safetensors"))
 
     def source(plan: Any, prompts: str, requests: Sequence[Request]) -> Any:
         return drawing_of(run, backbone, plan, prompts, resolved.eval.chunk, folder / "images")
 
-    return Subject(run, steps, source), made
+    return Subject(run, steps, source, partial(release, backbone)), made
 
 
 def current(run: dict[str, Any], sets: Sequence[str], runs: Path = RUNS) -> Resolved:

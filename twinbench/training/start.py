@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from twinbench import caching, files, plugins
 from twinbench.backbones.base import Backbone, WorldBackbone
 from twinbench.backbones.pipeline import PipelineBackbone
@@ -120,10 +122,28 @@ def trained(resolved: Resolved, weights: Path) -> Backbone:
     return initial(resolved, weights).requires_grad_(False).eval()
 
 
+def placed(resolved: Resolved, backbone: Backbone) -> Backbone:
+    """A backbone where it draws: a large one on the GPU if there is one, in the precision of its training."""
+    if isinstance(backbone, PipelineBackbone):
+        if resolved.train.precision == "bfloat16":
+            backbone.transformer.to(torch.bfloat16)
+        backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    return backbone
+
+
 def keep_record(run: Run, trainer: Trainer) -> None:
     """Write what the run has cost so far, unless it is finished."""
     if trainer.group.first and not run.finished:
         run.write(**measured(trainer))
+
+
+def release(backbone: Backbone) -> None:
+    """Give the GPU's memory back: judges come next."""
+    if isinstance(backbone, PipelineBackbone):
+        backbone.codec.drop()
+        backbone.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:
