@@ -15,8 +15,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from twinbench.flow import Cond
+from twinbench.objectives.derivative import along
 from twinbench.training.parallel import Group
 
 DONE = 0
@@ -59,7 +61,8 @@ class Lockstep:
         gradient = torch.is_grad_enabled()
         trained = gradient and any(p.requires_grad for p in self.networks[number].parameters())
         through = gradient and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        mine = 1 + (number << 3 | gradient << 2 | trained << 1 | through)
+        tangent = any(isinstance(a, Tensor) and is_functorch_wrapped_tensor(a) for a in args)
+        mine = 1 + (number << 4 | tangent << 3 | gradient << 2 | trained << 1 | through)
         while (code := self._agree(mine)) != mine:
             self._join(code)
 
@@ -71,8 +74,8 @@ class Lockstep:
 
     def _join(self, code: int) -> None:
         """Take part in a call of others."""
-        network = self.networks[(code - 1) >> 3]
-        gradient, trained, through = (bool((code - 1) >> bit & 1) for bit in (2, 1, 0))
+        network = self.networks[(code - 1) >> 4]
+        tangent, gradient, trained, through = (bool((code - 1) >> bit & 1) for bit in (3, 2, 1, 0))
         held = [p for p in network.parameters() if p.requires_grad and not trained]
         cond, self.cond = self.cond, None
         for p in held:
@@ -80,7 +83,8 @@ class Lockstep:
         try:
             with torch.set_grad_enabled(gradient), self.group.placing():
                 x, one = torch.zeros(1, *self.shape, requires_grad=through), torch.ones(1)
-                self.joined.append(network(x, one, one, cond))
+                point = (x, one, one)
+                self.joined.append(along(network, point, point, cond)[0] if tangent else network(*point, cond))
         finally:
             for p in held:
                 p.requires_grad_(True)

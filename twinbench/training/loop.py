@@ -231,11 +231,13 @@ class Trainer:
             return  # the pairs keep themselves
         checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep, self.group)
         if isinstance(self.data, World):  # of a large model neither VAE nor text encoder is here: eval draws
-            picture = preview(self.evaluated, self.backbone, self.data, self.plans)
+            with self.group.casting():
+                picture = preview(self.evaluated, self.backbone, self.data, self.plans)
             if self.group.first:
                 write_bytes(self.folder / "samples" / f"step-{self.state.step:08d}.png", picture)
         if self.progress >= 1:
             save_weights(self.folder, self.evaluated, {"step": self.state.step}, self.group)
+        self.group.wait()
 
 
 def peak_bytes() -> int:

@@ -63,6 +63,10 @@ class Group(Ranks):
         dist.all_gather_object(values, value)
         return values
 
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
     def any(self, yes: bool) -> bool:
         return any(self.every(yes))
 
@@ -86,6 +90,11 @@ class Group(Ranks):
     def placing(self) -> Any:
         """Within it, new tensors are made on this process's device."""
         return nullcontext() if self.device.type == "cpu" else self.device
+
+    def casting(self) -> torch.autocast:
+        """Within it, a sharded network can be asked outside of training: what meets its gathered weights has their
+        precision."""
+        return torch.autocast(self.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None)
 
     # ---- networks ----
 
