@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 from contextlib import closing
 
@@ -33,7 +34,7 @@ def together(work, size=2, seconds=120):
     for rank in range(size):
         if isinstance(results[rank], Exception):
             raise results[rank]
-    return [results[rank] for rank in range(size)]
+    return [pickle.loads(results[rank]) for rank in range(size)]
 
 
 def _one(work, rank, size, port, queue):
@@ -41,16 +42,16 @@ def _one(work, rank, size, port, queue):
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
     try:
-        queue.put((rank, work()))
+        queue.put((rank, pickle.dumps(work())))
     except Exception as error:
         queue.put((rank, error))
 
 
-def train(resolved, runs, steps=None):
-    """Train with the processes that the environment names; returns the trainer. steps: stop after so many."""
+def train(resolved, runs, steps=None, last=lambda trainer: trainer):
+    """Train with the processes that the environment names; returns last(trainer). steps: stop after so many."""
     with joined(resolved.train, gpu=False) as group:
         _, trainer = start(resolved, runs, group=group)
         for done, _ in enumerate(trainer, 1):
             if done == steps:
                 break
-        return trainer
+        return last(trainer)
