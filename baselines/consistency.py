@@ -55,9 +55,11 @@ class Consistency(Method):
         sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the weighting snr")
 
         @model_validator(mode="after")
-        def _only_a_teacher_guides(self) -> Consistency.Config:
+        def _settings_have_an_effect(self) -> Consistency.Config:
             if self.form == "training" and self.cfg_scale != 1:
                 raise ValueError("cfg_scale guides the teacher's step; it needs form: distillation")
+            if self.squared and self.huber:
+                raise ValueError("huber is the margin of a distance that is not squared; set squared: false")
             return self
 
     config: Config

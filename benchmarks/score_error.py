@@ -103,7 +103,8 @@ def errors(field: Field, truth: Gaussians, x: Tensor, name: str) -> dict[str, li
 
 def agreement(method: Fields, truth: Gaussians, x: Tensor) -> dict[str, Any]:
     """The cosine, over all samples x [n, 2], of the method's push with the gradient of the reverse KL, each averaged
-    over 16 times and noises; by bins: of v_fake - v_real with the true one, and the RMS of the true one."""
+    over 16 times and noises; by bins: of v_fake - v_real with the true one, and the RMS of the true one. The push is
+    the weighted, clamped direction; the length that a robust metric gives it in each row is left out."""
 
     def both(x: Tensor, t: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_t = noised(x, t, name)

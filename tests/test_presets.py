@@ -6,7 +6,7 @@ import pytest
 from small import QUICK, resolved, sets, twinbench
 from test_recipe import identity, write
 
-from twinbench import bench, recipe
+from twinbench import bench, plugins, recipe
 from twinbench.errors import UserError
 
 PRESETS = {"orders": {"one": {"like": "rcgm", "order": 1, "train": {"lr": 0.1}}, "far": {"method": "rcgm", "order": 3}}}
@@ -91,3 +91,25 @@ def test_a_report_of_a_preset_shows_it_and_its_base_and_no_other_report_does(tmp
     assert labels() == [{"rcgm", "twinflow"}, {"rcgm"}]
     assert labels("--preset", "orders") == [{"rcgm", "rcgm-n1"}, {"rcgm", "rcgm-n1"}]
     assert labels("--preset", "other") == [{"rcgm", "rcgm-n3"}, {"rcgm"}]
+
+
+SHIPPED = [name for name in recipe.shipped() if recipe.load(name).presets]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_block_of_a_shipped_preset_is_a_run_other_than_what_it_is_like(name):
+    loaded = recipe.load(name)
+    for label in (label for blocks in loaded.presets.values() for label in blocks):
+        item = recipe.resolve(loaded, label)
+        made = plugins.method(item.method)
+        made(made.Config.model_validate(item.config))
+        assert not item.like or identity(item) != identity(recipe.resolve(loaded, item.like)), label
+
+
+def test_the_grid_has_every_pair_of_fields_under_both_divergences_at_equal_passes_and_guidance():
+    loaded, cells, shared = recipe.load("shapes"), set(), set()
+    for label in ("dmd", "sid", *loaded.presets["grid"]):
+        item = recipe.resolve(loaded, label)
+        cells.add((item.method, item.config["real"], item.config["fake"]))
+        shared.add((item.train.budget, item.train.unit, item.train.batch, item.config["cfg_scale"]))
+    assert len(cells) == 2 * 3 * 3 == 2 + len(loaded.presets["grid"]) and len(shared) == 1

@@ -8,12 +8,13 @@ from gaussian import MEAN, SCALE, mean_velocity
 from small import QUICK, files, resolved, trained
 from test_fixed_point import PLAIN, Student, draws_of, gradients, pairs
 from tiny import Tiny, load, tensor
+from twinbench.baselines.consistency import Consistency
 from twinbench.baselines.rcgm import RCGM
 
 from twinbench.anystep import AnyStep
 from twinbench.backbones.toy import MLP
 from twinbench.errors import UserError
-from twinbench.flow import Counted, expand, mix, split
+from twinbench.flow import Batch, Counted, expand, mix, split
 from twinbench.matching import direction
 from twinbench.method import Networks, Turn
 from twinbench.objectives.losses import barron, huber
@@ -114,6 +115,38 @@ def test_with_the_derivative_the_exact_velocity_is_a_fixed_point_to_round_off():
     rows, summed = gradients(method, p, draws_of(p))
     assert rows.norm(dim=1).mean() > 0.5 and summed.abs().max() < 1e-10
     assert gradients(method, p, draws_of(p), error=0.1)[1].norm(dim=1).min() > 0.1
+
+
+def test_the_derivative_of_an_average_lacks_the_pull_that_the_difference_has():
+    """Where v is off by e, order 1 corrects by about (t - r) e/h, the derivative by e."""
+    p, e = pairs(["any_step"], 0.01), 0.2
+    x_t, y = mix(p.x, p.z, p.t), mean_velocity(mix(p.x, p.z, p.t), p.t, p.t)
+    v, far = mean_velocity(x_t, p.t, p.r) + e, p.t - p.r > 0.05
+    args = (mean_velocity, v, y, x_t, p.t, p.r, p.batch.cond)
+    slope = v - derivative_target(*args, how="difference", step=1e-3, clamp=None)
+    torch.testing.assert_close(slope, torch.full_like(slope, e), rtol=0, atol=1e-4)
+    for h in (1e-2, 1e-3):
+        pull = (v - recursive(*args, order=1, h=h, clamp=None))[far] * h
+        torch.testing.assert_close(pull, (p.t - p.r)[far, None].expand_as(pull) * e, rtol=0, atol=6 * h)
+
+
+# ---- the student's own samples ----
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_on_its_own_samples_a_student_learns_the_frozen_teacher_at_every_scale(scale):
+    """r = t on all rows: the target is the teacher's guided field, which lies 0.1 (scale - 1) beside the student's."""
+    shares = dict(one_step=0, local=1, any_step=0, fake=0)
+    settings = dict(order=0, shares=shares, exact_local=1.0, weighting="none", metric="l2", target="pretrained")
+    method = RCGM(RCGM.Config(image_free=True, cfg_scale=scale, **settings))
+    draws = method.draw(None, rng(16), Turn())
+    cond, null = ({"shift": torch.full((16, 1), s, dtype=torch.float64)} for s in (0.0, -0.1))
+
+    def teacher(x, t, r, cond):
+        return mean_velocity(x, t, r) + cond["shift"]
+
+    terms = method.loss(Networks(mean_velocity, teacher=teacher), Batch(None, cond, null), draws, Turn())
+    torch.testing.assert_close(terms.losses["base"].rows, torch.full((16,), (0.1 * (scale - 1)) ** 2).double())
 
 
 # ---- r = t exactly ----
@@ -245,6 +278,9 @@ def test_settings_that_would_do_nothing_are_refused_by_the_one_to_set():
     assert "set order: 1" in refused(RCGM, derivative="jvp")
     assert "give shares.local" in refused(RCGM, exact_local=0.5, shares={"local": 0})
     assert "metric: huber" in refused(RCGM, huber_c=0.1)
+    assert "metric: barron" in refused(RCGM, metric="l2", barron_c=0.1)
+    assert "twin_share belongs to form: paper" in refused(TwinFlow, form="tutorial", twin_share=0.5)
+    assert "set squared: false" in refused(Consistency, squared=True, huber=0.1)
     for name, value in {"exact_local": 0.5, "match_weight": "kl", "generate": "average", "fake_steps": 2}.items():
         assert f"no {name}; it belongs to form: source" in refused(TwinFlow, form="paper", **{name: value})
 

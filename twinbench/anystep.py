@@ -44,7 +44,7 @@ class AnyStep(Method):
             None, description="random: after the first step each hop ends at s ~ U(r, s before); null: equal hops"
         )
         derivative: Derivative | None = Field(
-            None, description="order 1 in its limit h -> 0, by jvp or a central difference of half width h; null: no"
+            None, description="order 1 as h -> 0 with target: self, by jvp or a difference of half width h; null: no"
         )
         clamp: float | None = Field(1.0, gt=0, description="bound of the correction; null for none")
         cfg_scale: float = Field(1.0, ge=1, description="guidance distilled into the student")
@@ -81,6 +81,8 @@ class AnyStep(Method):
                 raise ValueError("exact_local is a share of the local rows; give shares.local")
             if self.huber_c and self.metric != "huber":
                 raise ValueError("huber_c belongs to metric: huber")
+            if (self.barron_alpha, self.barron_c) != (1.0, 1e-3) and self.metric != "barron":
+                raise ValueError("barron_alpha and barron_c belong to metric: barron")
             return self
 
     config: Config
@@ -184,13 +186,14 @@ class AnyStep(Method):
         """y + w (v_cond - v_null) on guided rows among `hops`, with the w that distils `cfg_scale` in this mode.
 
         A network that guides itself has the fixed point v_null + (v_cond - v_null)/(1 - w), so w = 1 - 1/scale; with a
-        frozen one it is scale - 1. On the student's own samples the sum is v_null + scale (v_cond - v_null) itself."""
+        frozen one it is scale - 1. On the student's own samples the sum is v_null + scale (v_cond - v_null) itself,
+        at scale 1 too: their y knows no more than the student."""
         c = self.config
         lo, hi = c.guidance_interval
         at_one = c.image_free if c.guide_at_one is None else c.guide_at_one
         inside = (draws.t > lo) & ((draws.t < hi) | (at_one & (draws.t == 1)))
         rows = inside & hops
-        if c.cfg_scale == 1 or not rows.any():
+        if (c.cfg_scale == 1 and not c.image_free) or not rows.any():
             return y
         conditional, free = guidance_direction(
             net, x_t[rows], draws.t[rows], take(batch.cond, rows), take(batch.null, rows)

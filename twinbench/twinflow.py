@@ -8,8 +8,8 @@ the one-step samples differ from the data, and their difference pushes the one-s
 
 `form: source` is the official training code: roles share one batch, robust loss, tan weight, clamps. In the paper's
 partition one-step rows have no base term (`one_step_base: false`); with no data rows beside them the twin is alone
-(`shares: {one_step: 1, local: 0, any_step: 0, fake: 1}`). `form: paper` and
-`form: tutorial` are the paper's loss and the one of its authors' tutorial (`twinflow_paper`).
+(`shares: {one_step: 1, local: 0, any_step: 0, fake: 1}`). `form: paper` and `form: tutorial` are the paper's loss and
+the one of its authors' tutorial (`twinflow_paper`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TwinFlow(AnyStep):
     class Config(AnyStep.Config):
         form: Literal["source", "tutorial", "paper"] = Field("source", description="whose loss; see the module")
         shares: TwinShares = TwinShares()
-        rectify: float = Field(0.5, ge=0, description="weight of the rectification (source form)")
+        rectify: float = Field(0.5, ge=0, description="of the rectification (source form); none if any_step_width < 1")
         match_clamp: float | None = Field(1.0, gt=0, description="bound of the matching direction; null for none")
         match_weight: MatchWeight | None = Field(
             None, description="weight of a rectified row: kl, (1-t)^2/t, the reverse KL's own; dmd, DMD's; null: 1"
@@ -70,6 +70,8 @@ class TwinFlow(AnyStep):
         def _form_uses_its_settings(self) -> TwinFlow.Config:
             if self.form == "source":
                 return self._twin_is_there()
+            if self.form == "tutorial" and self.twin_share != 1 / 3:
+                raise ValueError("form: tutorial has every term on the whole batch; twin_share belongs to form: paper")
             if self.target == "pretrained" or self.image_free:
                 raise ValueError(f"form: {self.form} takes its targets from the student or its average, on data")
             for name in SOURCE_ONLY:

@@ -98,7 +98,8 @@ def derivative_target(
 
         delta = v + (t - r) d net(x_t, t, r) - y,   target = v - clamp(delta)
 
-    d: the derivative along (dx, dt, dr) = (y, 1, 0). `how` and `step`: see `derivative.along`."""
+    d: the derivative along (dx, dt, dr) = (y, 1, 0). `how` and `step`: see `derivative.along`. Of another network, an
+    average say, `recursive` has a pull (t - r) (v - net)/h beside it, which grows without bound; this has none."""
     _, slope = along(net, (x_t, t, r), (y, torch.ones_like(t), torch.zeros_like(r)), cond, how, step)
     return v - clip(v + expand(t - r, v).to(v.dtype) * slope - y, clamp)
 
