@@ -89,10 +89,18 @@ def test_gradients_are_those_of_one_process(tmp_path, micro):
     assert max(float(g.abs().max()) for g in alone.values()) > 0.1
 
 
-@pytest.mark.parametrize("label", ["dmd", "dmd2", "scm", "meanflow", "progressive"])
+OWN = {
+    "dmd": ("methods.dmd.critic_steps=2",),
+    "dmd2": ("methods.dmd2.critic_steps=2",),
+    "progressive": ("methods.progressive.steps=4",),
+    "kd": ("methods.kd.pairs=11", "methods.kd.steps=2"),
+}
+
+
+@pytest.mark.parametrize("label", ["dmd", "dmd2", "scm", "meanflow", "progressive", "kd"])
 def test_every_kind_of_network_is_trained_alike(tmp_path, label):
-    """A critic, a GAN head, two ways through torch.func.jvp, and a teacher that changes."""
-    own = {"progressive": ("methods.progressive.steps=4",), "dmd": ("methods.dmd.critic_steps=2",)}.get(label, ())
+    """A critic, a GAN head, two ways through torch.func.jvp, a teacher that changes, and one that makes pairs."""
+    own = OWN.get(label, ())
     settings = resolved("digits", label, *DIGITS, *STEPS, *own, "train.budget=2", "train.micro_batch=2")
     weights, log, state = end(train(settings, tmp_path / "one"))
     for found, rows, cost in ends(tmp_path / "two", settings):
@@ -102,14 +110,21 @@ def test_every_kind_of_network_is_trained_alike(tmp_path, label):
             assert row["gradient"] == pytest.approx(whole_row["gradient"], rel=1e-4)
 
 
-@pytest.mark.parametrize("recompute", ["null", "true"])
-def test_a_pipeline_is_trained_alike(tmp_path, recompute):
-    items = ["train.budget=2", "train.batch=2", f"train.recompute={recompute}"]
+@pytest.mark.parametrize("own", ["recompute=true", "lora={rank: 2}"])
+def test_a_pipeline_is_trained_alike(tmp_path, own):
+    items = ["train.budget=2", "train.batch=2", f"train.{own}"]
     settings = resolve(load(named("sana-0.6b", True), items, tmp_path), "twinflow", 0)
     weights, _, state = end(train(settings, tmp_path / "one"))
     for found, _, cost in ends(tmp_path / "two", settings):
         close(found, weights, 1e-5)
         assert cost.passes == state.passes
+
+
+def test_shards_may_wait_in_the_memory_of_the_host(tmp_path, one):
+    weights = ends(tmp_path, resolved("moons", "twinflow", *MOONS, "train.offload=true"))[1][0]
+    close(weights, one[0], 1e-5)
+    with pytest.raises(UserError, match=r"train\.offload goes with sharding"):
+        train(resolved("moons", "twinflow", *MOONS, "train.offload=true"), tmp_path)
 
 
 def test_lower_precision_trains_nearly_the_same(tmp_path):

@@ -146,4 +146,5 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, networks: Networks, batch: Batch, draws: Draws, turn: Turn) -> Terms:
-        """The terms of a turn: pure, without random numbers and without change of its inputs."""
+        """The terms of a turn: pure, without random numbers and without change of its inputs. What a network says with
+        a gradient belongs in a term: processes that share a batch do their backward passes together."""

@@ -23,8 +23,7 @@ def along(
 ) -> tuple[Tensor, Tensor]:
     """v(x, t, r) with its gradient, and its derivative along (dx, dt, dr) without one; both like x [n, ...].
 
-    jvp: exact, by forward differentiation, one pass more; attention is not fused then, and it does not go through
-    sharding hooks.
+    jvp: exact, by forward differentiation, one pass more; attention is not fused then.
     difference: central, two calls more at a distance of `step` in the direction."""
     if how == "jvp":
         velocity = net.velocity if isinstance(net, Counted) else net

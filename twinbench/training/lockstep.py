@@ -77,6 +77,7 @@ class Lockstep:
         network = self.networks[(code - 1) >> 4]
         tangent, gradient, trained, through = (bool((code - 1) >> bit & 1) for bit in (3, 2, 1, 0))
         held = [p for p in network.parameters() if p.requires_grad and not trained]
+        assert self.cond is not None
         cond, self.cond = self.cond, None
         for p in held:
             p.requires_grad_(False)

@@ -56,7 +56,7 @@ class Trainer:
         self.group = group
         self.backbone, self.data, self.loader = backbone, data, Loader(data, backbone, seed)
         if method.pairs:
-            self.loader = PairLoader(data, backbone, seed, method.pairs, train, folder / "pairs")
+            self.loader = PairLoader(data, backbone, seed, method.pairs, train, folder / "pairs", group)
         if train.recompute:
             backbone.recompute()
         if group.size == 1:
@@ -111,7 +111,7 @@ class Trainer:
         if not isinstance(self.loader, PairLoader):
             return
         assert self.networks.teacher is not None, "pairs are made by the teacher: needs must name it"
-        for cost in self.loader.make(self.networks.teacher):
+        for cost in self.loader.make(self.networks.teacher, self.lockstep):
             if not self.state.step:  # a shard that was lost later is made again at no charge, as a lost step is
                 self._spend(cost)
             yield {"step": self.state.step, "pairs": len(self.loader), **self._spent()}

@@ -26,6 +26,8 @@ from twinbench.randomness import normal
 from twinbench.sampler import Schedule, sample, schedule_times
 from twinbench.sections import Train
 from twinbench.tensors import read_tensors, save_tensors
+from twinbench.training.lockstep import Lockstep
+from twinbench.training.parallel import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,25 @@ class PairLoader(Loader):
     folder: of the shards; those there are taken up. `made`: what each of them cost."""
 
     def __init__(
-        self, data: World | Samples, backbone: Backbone, seed: int, pairs: Pairs, train: Train, folder: Path
+        self,
+        data: World | Samples,
+        backbone: Backbone,
+        seed: int,
+        pairs: Pairs,
+        train: Train,
+        folder: Path,
+        group: Group = ALONE,
     ) -> None:
         super().__init__(data, backbone, seed)
-        self.pairs, self.seed, self.train, self.folder = pairs, seed, train, folder
+        self.pairs, self.seed, self.train, self.folder, self.group = pairs, seed, train, folder, group
         self.stream = Stream(pairs.count, seed, "epoch")
         prompts = Stream(len(self.samples), seed, "pairs")
         self.sample_of = torch.tensor(prompts(range(pairs.count)))  # whose prompt a pair has
         self.x, self.z = torch.empty(2, pairs.count, *backbone.shape)
         self.made: dict[int, Cost] = {}
-        for stale in folder.glob(".pairs-*"):  # left by a kill in the middle of a write
-            stale.unlink(missing_ok=True)
+        if group.first:
+            for stale in folder.glob(".pairs-*"):  # left by a kill in the middle of a write
+                stale.unlink(missing_ok=True)
         for first in self._firsts():
             if (path := self._path(first)).exists():
                 tensors, cost = read_tensors(path)
@@ -68,8 +78,8 @@ class PairLoader(Loader):
         rows = self.stream(step * total + i for i in held)
         return Batch(self.x[rows], *self.prompts(self.sample_of[rows].tolist()), z=self.z[rows])
 
-    def make(self, teacher: Velocity) -> Iterator[Cost]:
-        """Make the shards that are missing, one at a time."""
+    def make(self, teacher: Velocity, lockstep: Lockstep) -> Iterator[Cost]:
+        """Make the shards that are missing, one at a time; of several processes each makes a part of it."""
         counted = Counted(teacher)
         for first in self._firsts():
             if first in self.made:
@@ -78,19 +88,28 @@ class PairLoader(Loader):
             places = self._places(first)
             z = torch.stack([normal(self.x.shape[1:], self.seed, "pairs", i) for i in places])
             at_once = self.train.micro_batch or self.train.batch
-            parts = zip(z.split(at_once), self.sample_of[places].split(at_once), strict=True)
-            x = torch.cat([self._carried(counted, part, rows) for part, rows in parts])
-            cost = Cost(counted.passes - passes, time.perf_counter() - start, time.process_time() - cpu)
-            save_tensors(self._path(first), {"x": x, "z": z}, asdict(cost))
+            own = slice(self.group.rank, None, self.group.size)
+            parts = zip(z[own].split(at_once), self.sample_of[places][own].split(at_once), strict=True)
+            with lockstep.together(self.group.moved(self.samples.null(1))):
+                made = [self._carried(counted, part, rows) for part, rows in parts if len(rows)]
+            x = torch.empty_like(z)
+            for rank, part in enumerate(self.group.every(torch.cat(made) if made else None)):
+                if part is not None:
+                    x[rank :: self.group.size] = part
+            spent = self.group.sums({"passes": counted.passes - passes, "cpu": time.process_time() - cpu})
+            cost = Cost(spent["passes"], time.perf_counter() - start, spent["cpu"])
+            if self.group.first:
+                save_tensors(self._path(first), {"x": x, "z": z}, asdict(cost))
             self._hold(first, x, z, cost)
             yield cost
 
     def _carried(self, teacher: Velocity, z: Tensor, rows: Tensor) -> Tensor:
         """The teacher's samples from noises z, of the prompts of some samples of the world."""
-        cond, null = self.prompts(rows.tolist())
+        z, (cond, null) = self.group.moved((z, self.prompts(rows.tolist())))
         schedule = Schedule(tuple(schedule_times(self.pairs.steps).tolist()), hop="same")
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.train.precision == "bfloat16"):
-            return sample(guided(teacher, null, self.pairs.guidance), z, cond, schedule)
+        low = self.train.precision == "bfloat16"
+        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=low), self.group.placing():
+            return sample(guided(teacher, null, self.pairs.guidance), z, cond, schedule).cpu()
 
     def _hold(self, first: int, x: Tensor, z: Tensor, cost: Cost) -> None:
         self.x[first : first + len(x)], self.z[first : first + len(z)] = x, z

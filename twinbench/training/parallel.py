@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -122,7 +123,7 @@ class Group(Ranks):
             "mesh": self.mesh,
             "reshard_after_forward": True,
             "mp_policy": MixedPrecisionPolicy(self.precision, torch.float32, cast_forward_inputs=False),
-            "offload_policy": CPUOffloadPolicy() if self.offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(self.device.type == "cuda") if self.offload else OffloadPolicy(),
             "ignored_params": set(whole),
         }
         for module in (*(getattr(network, "blocks", None) or ()), network):
@@ -207,6 +208,7 @@ def joined(train: Train, gpu: bool) -> Iterator[Group]:
         raise UserError(f"train.batch {train.batch} cannot be dealt to {size} processes; make it a multiple of {size}")
     if gpu:
         torch.cuda.set_device(device)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # methods change nothing in place
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     lost = False
     try:

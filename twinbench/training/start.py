@@ -160,4 +160,5 @@ def measured(trainer: Trainer) -> dict[str, Any]:
         "networks": trainer.owned.held(),
         "weights_sha256": files.sha256(weights) if weights.exists() else None,
         "finished": trainer.progress >= 1,
+        **({"processes": trainer.group.size} if trainer.group.size > 1 else {}),
     }
