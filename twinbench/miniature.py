@@ -1,5 +1,6 @@
 """The tiny twin of a recipe for a large model: the same classes in small sizes with random weights, a few drawn
-pictures, a few steps. With it a whole path, from cache to export, is tried on a CPU in a minute; its numbers mean nothing.
+pictures, a few steps. With it a whole path, from cache to export, is tried on a CPU in a minute; its numbers mean
+nothing.
 
 It is the recipe `<name>-tiny`: the recipe's own settings, with what makes it large laid over. No torch here.
 """
