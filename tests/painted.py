@@ -18,10 +18,11 @@ THINGS = ("cat", "dog", "red bench", "bench in the rain", "photo", "cat and a do
 
 
 class Eye:
-    """Light of a picture in [0, 1]. `blind` fails its own test."""
+    """Light of a picture in [0, 1]. `blind` fails its own test, `damaged` breaks in it."""
 
     class Config(Strict):
         blind: bool = False
+        damaged: bool = False
 
     name, version = "eye", "1"
 
@@ -31,6 +32,8 @@ class Eye:
     def selftest(self):
         if self.config.blind:
             raise WorkError("a white picture looks black to it")
+        if self.config.damaged:
+            raise KeyError("no weights\nat all")
 
     def __call__(self, picture):
         return float(picture.mean() / 255)

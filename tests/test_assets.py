@@ -160,6 +160,24 @@ def test_a_local_copy_is_taken_and_checked(server, monkeypatch, tmp_path):
     assert files.sha256(assets.path("thing")) == SUM and server.asked == []
 
 
+def test_one_file_is_no_copy_of_several(server, monkeypatch, tmp_path):
+    known(monkeypatch, file_at(server), file_at(server, name="y.bin"))
+    (tmp_path / "x.bin").write_bytes(BODY)
+    with pytest.raises(UserError, match="several files"):
+        list(assets.fetch("thing", tmp_path / "x.bin"))
+    assert not assets.root().exists()
+    (tmp_path / "y.bin").write_bytes(b"the other")
+    list(assets.fetch("thing", tmp_path))
+    assert assets.path("thing", 1).read_bytes() == b"the other"
+
+
+def test_a_damaged_record_of_sums_is_one_line(server):
+    (assets.root()).mkdir()
+    (assets.root() / assets.LOCK).write_text("{")
+    with pytest.raises(UserError, match="delete it"):
+        list(assets.fetch("thing"))
+
+
 def test_the_pinned_sums_are_those_of_the_prompts_that_the_program_makes(tmp_path, monkeypatch):
     from twinbench.data.geneval import prompts
 

@@ -191,3 +191,13 @@ def test_the_command_writes_the_audit_and_the_clean_list(tmp_path):
     assert [json.loads(line)["text"] for line in lines] == INNOCENT
     wrong = subprocess.run([*command, "--bench", "wise"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert wrong.returncode == 2 and "geneval, dpg" in wrong.stderr
+
+
+def test_captions_are_utf_8_and_end_with_their_lines_alone(tmp_path):
+    rows = ["a photo of a cow", "a dog\u2028and a cat"]
+    text = "".join(json.dumps({"caption": row}, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "a.jsonl").write_bytes(text.encode())
+    assert captions_of(str(tmp_path / "a.jsonl")).texts == rows
+    (tmp_path / "b.txt").write_bytes(b"a photo\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        captions_of(str(tmp_path / "b.txt"))

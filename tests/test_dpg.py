@@ -187,4 +187,22 @@ def test_a_missing_picture_or_table_is_one_clear_line(bench, tmp_path, monkeypat
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="needs the columns"):
         DPG(None, DPGConfig(csv=str(tmp_path / "other.csv"))).requests()
+    table = Path(bench.config.csv).read_bytes()
+    for content, told in (
+        (table.replace(b'",,1,0,', b'",,one,0,', 1), "whole numbers .*'one'"),
+        (table.replace(b'",,2,1,', b'",,2,,', 1), "whole numbers"),
+        (b"\xff\x00", "needs the columns"),
+    ):
+        (tmp_path / "other.csv").write_bytes(content)
+        with pytest.raises(UserError, match=told):
+            DPG(None, DPGConfig(csv=str(tmp_path / "other.csv"))).requests()
     assert DPG(None, DPGConfig(vqa="blip-vqa")).config.vqa.name == "blip-vqa"
+
+
+def test_other_questions_are_another_judge(bench, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text(Path(bench.config.csv).read_text().replace("is the dog red?", "is the dog blue?", 1))
+    mine, theirs = bench.judge_name, DPG(None, DPGConfig(csv=str(other))).judge_name
+    assert mine.startswith("oracle/1 + questions/") and theirs.startswith("oracle/1 + questions/") and mine != theirs
+    other.write_text(Path(bench.config.csv).read_text())
+    assert DPG(None, DPGConfig(csv=str(other))).judge_name == mine

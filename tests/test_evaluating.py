@@ -20,7 +20,9 @@ from small import files, sets, trained, twinbench
 
 from twinbench import plugins, results
 from twinbench.backbones.tiny import tiny
-from twinbench.errors import UserError
+from twinbench.benchmarks.base import Evidence
+from twinbench.errors import UserError, WorkError
+from twinbench.judging import complete
 from twinbench.randomness import request_noise
 from twinbench.sources.pipeline import Pipeline, PipelineSource
 from twinbench.sources.steps import StepOptions, Steps, plans
@@ -329,6 +331,12 @@ def test_a_judge_that_raises_is_named_with_the_picture(capsys):
     assert twinbench(*words, *fails, "--keep-going") == 0
     wrong = [(row["key"], row["copy"]) for row in items("results", "painted-nfe0") if "error" in row]
     assert wrong == [("00003", 0), ("00003", 1)]
+    assert twinbench(*words, "--keep-going") == 0 and len(errors()) == 1  # it stands
+    assert twinbench(*words) == 0 and errors() == []  # and is made anew without the option
+
+
+def errors():
+    return [p for p in Path("results").rglob("painted-nfe0.json") if "errors" in json.loads(p.read_text())]
 
 
 def test_a_judge_that_fails_its_own_test_judges_nothing_unless_asked_to(capsys):
@@ -341,11 +349,38 @@ def test_a_judge_that_fails_its_own_test_judges_nothing_unless_asked_to(capsys):
     assert twinbench(*words, "--untested") == 0
     (score,) = [json.loads(p.read_text()) for p in Path("results").rglob("painted-nfe0.json")]
     assert score["untested"] is True
+    assert twinbench("report", "--format", "md") == 0
+    assert "given at NFE 0: its judge failed its own test or was not asked" in capsys.readouterr().out
+    assert twinbench(*words) == 1  # without the option the score does not stand
+
+
+def test_a_judge_that_breaks_in_its_own_test_is_one_line(capsys):
+    words = ("eval", "--images", geneval_layout(Path("given")), "--bench", "painted")
+    assert twinbench(*words, *sets("eval.benchmarks.painted.eye={name: eye, damaged: true}")) == 1
+    said = capsys.readouterr().err
+    assert "eye fails its own test (KeyError: 'no weights" in said and "Traceback" not in said
+
+
+def test_no_evidence_at_all_is_no_score():
+    with pytest.raises(WorkError, match="12 pictures were not judged, '00000', copy 0 among them"):
+        complete(Evidence(), REQUESTS)
+    rows = [{"key": r.key, "copy": r.copy} for r in REQUESTS]
+    complete(Evidence(rows), REQUESTS)
+    with pytest.raises(WorkError, match="1 pictures were not judged, '00005', copy 1 among them"):
+        complete(Evidence(rows[:-1]), REQUESTS)
 
 
 def test_bad_input_is_one_line(pipelines, capsys, tmp_path):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "hollow", "twice", "copies"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "hollow" / "model_index.json").write_text("{}")
+    for suffix in ("jpg", "png"):
+        Image.fromarray(picture(1)).save(tmp_path / "twice" / f"00000.{suffix}")
+    (tmp_path / "copies" / "manifest.jsonl").write_text('{"file": "a.png", "key": "00000", "copy": "first"}')
     cases = {
+        ("--pipeline", "hollow", "--bench", "painted"): "hollow is not a whole diffusers pipeline",
+        ("--images", "twice", "--bench", "painted"): "two pictures of '00000': 00000.jpg and 00000.png",
+        ("--images", "copies", "--bench", "painted"): "line 1: a copy is a whole number, not 'first'",
         ("--pipeline", "empty", "--bench", "painted"): "model_index.json",
         ("--pipeline", pipelines("z-image")): "--bench geneval,dpg",
         ("--pipeline", pipelines("z-image"), "--bench", "paint"): "did you mean 'painted'",

@@ -107,6 +107,26 @@ def test_requests_are_the_references_prompts(real):
     assert len(bench(real, images=7).requests()) == 7 and len(bench(real).requests(limit=3)) == 3
 
 
+def test_a_prompt_may_hold_any_character_and_a_line_that_is_none_is_named(real):
+    place = real / "prompts.jsonl"
+    rows = [json.loads(line) for line in place.read_text().split("\n") if line]
+    rows[0]["prompt"] = "a line\u2028of two"
+    place.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [r.prompt for r in bench(real).requests()[:2]] == ["a line\u2028of two", "a bright day"]
+    place.write_text('{"key": "a"}\n')
+    with pytest.raises(UserError, match="line 1 is no JSON object with key, prompt, tag"):
+        bench(real).requests()
+    place.write_text(json.dumps(rows[0]) + "\nno row\n")
+    with pytest.raises(UserError, match="line 2 is no JSON object with key, prompt, tag, file"):
+        list(references.make(str(real), Corners()))
+
+
+def test_a_broken_picture_of_a_reference_is_named(real):
+    (real / "pictures" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(WorkError, match=r"pictures/3\.png in .* cannot be read"):
+        list(references.make(str(real), Corners()))
+
+
 def test_other_features_or_none_are_refused(real, monkeypatch, tmp_path):
     monkeypatch.setattr(Corners, "version", "2")
     with pytest.raises(UserError, match="features of 'corners/1', not of 'corners/2'"):

@@ -146,6 +146,9 @@ def test_a_checkpoint_holds_tensors_and_nothing_that_runs(tmp_path):
     with pytest.raises(UserError, match="more than tensors"):
         mask2former.read(bad)
     assert not (tmp_path / "ran").exists()
+    torch.save(torch.zeros(3), tmp_path / "nameless.pth")
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        mask2former.read(tmp_path / "nameless.pth")
 
 
 class Runs:

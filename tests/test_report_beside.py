@@ -100,3 +100,24 @@ def test_the_command_prints_them(tmp_path):
     with PUBLISHED.open(encoding="utf-8") as file:
         wanted = [r["model"] for r in csv.DictReader(file) if r["metric"] == "geneval" and r["nfe"] == "1"]
     assert all(model in told.stdout for model in wanted)
+
+
+def test_files_that_are_no_audit_and_no_table_are_refused(tmp_path):
+    write(tmp_path, "big", "images", "geneval", {"overall": 0.5})
+    (tmp_path / "other.csv").write_bytes(b"\xff\x00")
+    with pytest.raises(UserError, match="must have the columns model"):
+        beside(tmp_path, boards_of(tmp_path), str(tmp_path / "other.csv"))
+    for content in ("{", "[]", '{"captions": 3}'):
+        (tmp_path / "big" / "audit.json").write_text(content)
+        with pytest.raises(UserError, match=r"audit\.json .*twinbench audit writes it anew"):
+            beside(tmp_path, boards_of(tmp_path), None)
+
+
+def test_scores_with_flaws_are_named_under_the_table(tmp_path):
+    write(tmp_path, "big", "images", "geneval", {"overall": 0.5})
+    assert "count as wrong" not in page.text("md", boards_of(tmp_path), [])
+    place = tmp_path / "big" / "mine-0" / "geneval-nfe1.json"
+    files.write_json(place, {**files.read_json(place), "errors": 3, "untested": True})
+    text = page.text("md", boards_of(tmp_path), [])
+    assert "mine at NFE 1: 3 rows count as wrong that could not be judged" in text
+    assert "mine at NFE 1: its judge failed its own test or was not asked" in text

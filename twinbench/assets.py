@@ -161,7 +161,9 @@ def fetch(name: str, copy: Path | None = None) -> Iterator[Progress]:
 
     Files that are there are checked and kept. Raises UserError for a copy that is not there or not the right one,
     WorkError for a failed download or a wrong sum."""
-    lock = Lock(root() / LOCK)
+    lock, several = Lock(root() / LOCK), len(asset(name).files) > 1
+    if several and copy is not None and not copy.is_dir():
+        raise UserError(f"{name} has several files, {copy} is one; --from takes the folder that holds them")
     for file in asset(name).files:
         target = root() / file.path
         known = lock.known(file)
@@ -209,7 +211,10 @@ class Lock:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.sums: dict[str, dict[str, object]] = files.read_json(place) if place.is_file() else {}
+        try:
+            self.sums: dict[str, dict[str, object]] = files.read_json(place) if place.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{error}; delete it, and the next fetch records the sums anew") from None
 
     def known(self, file: File) -> File:
         """The file with what is pinned or was recorded of it."""

@@ -89,7 +89,10 @@ def captions_of(source: str) -> Captions:
         return Captions(texts, texts, ".txt")
     if not path.is_file():
         raise UserError(f"captions {source} do not exist; give a .txt or .jsonl file, or a dataset's name")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"captions {source} are not UTF-8 ({error.reason} at byte {error.start})") from None
     texts = (
         lines if path.suffix == ".txt" else [_caption(line, f"{source}, line {i}") for i, line in enumerate(lines, 1)]
     )

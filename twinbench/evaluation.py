@@ -7,7 +7,7 @@ anything is judged, so a large model leaves before the judges come.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from twinbench import run as run_files
 from twinbench.benchmarks.base import Benchmark, Evidence
 from twinbench.benchmarks.base import Judging as Chosen
 from twinbench.data.base import Request, World
-from twinbench.errors import WorkError, unknown
+from twinbench.errors import UserError, WorkError, unknown
 from twinbench.judging import Judging
 from twinbench.ranks import ALONE, Ranks
 from twinbench.recipe import digest
@@ -80,13 +80,15 @@ class Job:
         b, drawing = self.benchmark, self.source.folder.name
         return {"drawing": drawing, "judge": b.judge_name, "version": b.version, "prompts": self.asked}
 
-    def stands(self, target: Path) -> bool:
-        """Whether this very score is in the results already; one that cannot be read is made anew."""
+    def stands(self, target: Path, allowed: Set[str] = frozenset()) -> bool:
+        """Whether this very score is in the results already; one that cannot be read is made anew, and so is one with
+        `errors` or by judges `untested` unless that is allowed."""
         try:
             old = read_json(target / f"{self.stem}.json")
         except (FileNotFoundError, ValueError):
             return False
-        return all(old.get(key) == value for key, value in self.identity().items())
+        flaws = {name for name in ("errors", "untested") if old.get(name)}
+        return flaws <= allowed and all(old.get(key) == value for key, value in self.identity().items())
 
 
 # ---- the whole ----
@@ -115,7 +117,8 @@ def evaluate(
         for plan in subject.plans
         for benchmark, requests in asked.items()
     ]
-    jobs = [job for job in jobs if again or not job.stands(target)]
+    allowed = {name for name, yes in (("errors", keep_going), ("untested", untested)) if yes}
+    jobs = [job for job in jobs if again or not job.stands(target, allowed)]
     ranks.wait()
     if not untested:
         for benchmark in dict.fromkeys(job.benchmark for job in jobs):
@@ -170,8 +173,12 @@ def _examine(judge: Any) -> None:
     try:
         if hasattr(judge, "selftest"):
             judge.selftest()
-    except WorkError as error:
-        raise WorkError(f"nothing is judged: {judge.name} fails its own test ({error}; twinbench doctor)") from None
+    except UserError:
+        raise
+    except Exception as error:  # damaged weights break a library in any way
+        told = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {str(error).strip()[:200]}"
+        told = told.replace("\n", " ")
+        raise WorkError(f"nothing is judged: {judge.name} fails its own test ({told}; twinbench doctor)") from error
 
 
 # ---- a score ----

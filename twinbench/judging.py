@@ -173,7 +173,7 @@ def complete(evidence: Evidence, requests: Sequence[Request]) -> None:
         lacking = [r for r in requests if (r.key, r.copy if by_copy else 0) not in have]
     else:
         counts, wanted = Counter(evidence.keys), Counter(r.key for r in requests if r.split == "evaluation")
-        lacking = [r for r in requests if evidence.features is not None and counts[r.key] < wanted[r.key]]
+        lacking = [r for r in requests if counts[r.key] < wanted[r.key]]
     if lacking:
         raise WorkError(
             f"{len(lacking)} pictures were not judged, {lacking[0].key!r}, copy {lacking[0].copy} among them"

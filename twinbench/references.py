@@ -22,8 +22,9 @@ import numpy as np
 
 from twinbench import assets, files
 from twinbench.data.base import Request
-from twinbench.errors import UserError
+from twinbench.errors import UserError, WorkError
 
+PROMPT = ("key", "prompt", "tag")  # what a prompt's row says
 CLASSES, CLASS_IMAGES = 1000, 50_000  # of ImageNet, and of an FID by ADM's protocol
 PUBLISHED = {  # statistics that others made: the file, and what features it holds
     "imagenet-256": ("VIRTUAL_imagenet256_labeled.npz", "inception/1, legacy_tensorflow"),
@@ -95,8 +96,21 @@ def requests(name: str, images: int | None) -> list[Request]:
     place = folder(name) / "prompts.jsonl"
     if not place.is_file():
         raise UserError(f"{place} is not there; twinbench reference {name} makes it")
-    rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-    return [Request(row["key"], row["prompt"], 0, row["tag"]) for row in rows[:images]]
+    return [Request(row["key"], row["prompt"], 0, row["tag"]) for row in _listed(place, PROMPT)[:images]]
+
+
+def _listed(place: Path, names: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a prompts.jsonl. Raises UserError at a line that is no JSON object with these names."""
+    rows = []
+    for number, line in enumerate(place.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not set(names) <= set(row):
+            raise UserError(f"{place}, line {number} is no JSON object with {', '.join(names)}")
+        rows.append(row)
+    return rows
 
 
 # ---- making one ----
@@ -119,10 +133,8 @@ def wanted(name: str) -> tuple[Wanted, Path]:
     listed = place / "prompts.jsonl"
     if not listed.is_file():
         raise UserError(f"{listed} must list key, prompt, tag and file of each picture in {place}")
-    rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-    if odd := [i for i, row in enumerate(rows, 1) if not {"key", "prompt", "tag", "file"} <= set(row)]:
-        raise UserError(f"{listed}, line {odd[0]} lacks one of key, prompt, tag, file")
-    return [({name: row[name] for name in ("key", "prompt", "tag", "file")}, row["file"]) for row in rows], place
+    names = (*PROMPT, "file")
+    return [({name: row[name] for name in names}, row["file"]) for row in _listed(listed, names)], place
 
 
 def _coco(annotations: Path, n: int = 30_000) -> Wanted:
@@ -166,8 +178,11 @@ class Stored(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         opened = self.archive.open(self.names[index]) if self.archive else (self.place / self.names[index]).open("rb")
-        with opened as file, Image.open(file) as image:
-            picture = np.asarray(image.convert("RGB"))
+        try:
+            with opened as file, Image.open(file) as image:
+                picture = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:  # PIL raises the first three
+            raise WorkError(f"{self.names[index]} in {self.place} cannot be read ({error})") from None
         side = min(picture.shape[:2])
         top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
         return picture[top : top + side, left : left + side]

@@ -18,6 +18,7 @@ from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batc
 from twinbench.benchmarks.dpg import rows, whole_table
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
+from twinbench.recipe import digest
 from twinbench.settings import Strict
 from twinbench.statistics import Metric, evaluate
 
@@ -54,10 +55,17 @@ class DPG(Benchmark):
         place = Path(self.config.csv) if self.config.csv else assets.path("dpg")
         if not place.is_file():
             raise UserError(f"DPG-Bench's questions {place} do not exist; twinbench fetch dpg gets them")
-        with place.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with place.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except (csv.Error, ValueError):
+            rows = []
         if not rows or not set(COLUMNS) <= set(rows[0]):
             raise UserError(f"{place} is not DPG-Bench's table of questions: it needs the columns {', '.join(COLUMNS)}")
+        try:
+            whole_table(rows)
+        except ValueError as error:
+            raise UserError(f"{place}: proposition_id and dependency are whole numbers ({error})") from None
         return rows
 
     def requests(self, limit: int | None = None) -> list[Request]:
@@ -71,7 +79,8 @@ class DPG(Benchmark):
 
     @property
     def judge_name(self) -> str:
-        return identity(self.config.vqa.made())
+        told = digest([[row[name] for name in COLUMNS] for row in self.questions])[:12]
+        return f"{identity(self.config.vqa.made())} + questions/{told}"
 
     def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
         vqa, table = self.config.vqa.made(), whole_table(self.questions)

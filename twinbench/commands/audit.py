@@ -37,6 +37,8 @@ def audit(
         from twinbench.judges.base import judge
 
         made = judge(embed)
+        if not hasattr(made, "texts"):
+            raise UserError(f"--embed {embed}: that judge embeds no texts; clip does")
         texts, by = made.texts, f"{made.name}/{made.version}"
     matches = work.audit(held.texts, prompts, texts)
     found = work.report(held.texts, prompts, matches)

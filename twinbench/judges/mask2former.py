@@ -147,4 +147,6 @@ def read(path: Any) -> dict[str, Tensor]:
             f"{path} holds more than tensors or is damaged ({str(error).splitlines()[0]}); convert it once where you "
             "trust it: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no tensors by name: this is not a checkpoint of mmdet's Mask2Former")
     return tree.get("state_dict", tree)

@@ -7,14 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from twinbench import files
-from twinbench.audit import KINDS
+from twinbench.audit import KINDS, SCHEMA
+from twinbench.errors import UserError
 from twinbench.report.tables import Table
 
 
 def audits(results: Path, recipes: Iterable[str]) -> dict[str, list[Table]]:
-    """{recipe: the table of results/<recipe>/audit.json}, of the recipes that have one."""
+    """{recipe: the table of results/<recipe>/audit.json}, of the recipes that have one. Raises UserError for a file
+    that no audit wrote."""
     places = {recipe: results / recipe / "audit.json" for recipe in recipes}
-    return {recipe: [table(recipe, files.read_json(place))] for recipe, place in places.items() if place.is_file()}
+    return {recipe: [table(recipe, _read(place))] for recipe, place in places.items() if place.is_file()}
+
+
+def _read(place: Path) -> Any:
+    try:
+        told = files.read_json(place)
+    except ValueError as error:
+        raise UserError(f"{error}; twinbench audit writes it anew") from None
+    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+        raise UserError(f"{place} is not of schema {SCHEMA}; twinbench audit writes it anew")
+    return told
 
 
 def table(recipe: str, audit: Mapping[str, Any]) -> Table:

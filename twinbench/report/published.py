@@ -53,10 +53,13 @@ def read(path: Path) -> list[dict[str, str]]:
     """Raises UserError if there is no such file, or another one."""
     if not path.is_file():
         raise UserError(f"no published numbers at {path}; --against takes `published` or a file of that form")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), tuple(reader.fieldnames or ())
+    except (csv.Error, ValueError):
+        rows, names = [], ()
+    if names != COLUMNS:
         raise UserError(f"{path} must have the columns {', '.join(COLUMNS)}")
     return rows
 

@@ -68,6 +68,7 @@ class Board:
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric
     passes: dict[Place, list[float]] = field(default_factory=dict)  # training network passes, one a seed
     world: str | None = None  # the embedded world, or the kind of data
+    flaws: tuple[str, ...] = ()  # scores with rows that could not be judged, or by judges that failed their own test
 
     @property
     def even(self) -> bool:
@@ -167,6 +168,7 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         teachers=teachers,
         nfes=sorted({nfe for _, nfe in places}),
         world=_world(group),
+        flaws=tuple(told for place, rs in sorted(places.items()) for r in rs for told in _flaws(place, r.score)),
     )
     out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
     items = {place: [r.items() for r in rs] for place, rs in places.items()} if metrics else {}
@@ -180,6 +182,13 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         drawn = all_drawn[name] if name in metrics else feature_draws(competing) if name == "fd" else {}
         _rank(out, headline, drawn)
     return out
+
+
+def _flaws(place: Place, score: Mapping[str, Any]) -> list[str]:
+    row, nfe = place
+    counted = [f"{score['errors']} rows count as wrong that could not be judged"] if score.get("errors") else []
+    untested = ["its judge failed its own test or was not asked"] if score.get("untested") else []
+    return [f"{row} at NFE {nfe}: {told}" for told in counted + untested]
 
 
 def item_draws(metric: Metric, items: Mapping[Place, Sequence[Any]]) -> dict[Place, Drawn]:

@@ -67,6 +67,7 @@ def main_table(board: Board, headline: Headline) -> Table:
         caption += f"; images: {board.asked}"
     if any(not math.isnan(cell.low) for cell in cells.values()):
         caption += "; mean over seeds [95 % interval over prompts and seeds]"
+    caption = "; ".join((caption, *board.flaws))
     header = ("method", *(f"NFE {nfe}" for nfe in board.nfes))
     return _table(board, headline.metric, headline.metric, caption, header, rows, bold)
 

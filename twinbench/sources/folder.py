@@ -103,7 +103,9 @@ def _manifest(images: Path) -> Found:
         name = row.get("key", row.get("prompt"))
         if not isinstance(row.get("file"), str) or not isinstance(name, str):
             raise UserError(f"{images / 'manifest.jsonl'}, line {number} needs a file, and a key or a prompt")
-        place = (name, int(row.get("copy", 0)))
+        if not isinstance(copy := row.get("copy", 0), int):
+            raise UserError(f"{images / 'manifest.jsonl'}, line {number}: a copy is a whole number, not {copy!r}")
+        place = (name, copy)
         if place in out:
             raise UserError(f"{images / 'manifest.jsonl'}, line {number} names {name!r}, copy {place[1]} a second time")
         out[place] = Place(images / row["file"])
@@ -135,7 +137,11 @@ def _geneval(folders: Sequence[Path], requests: Sequence[Request]) -> Found:
 
 def _grids(images: Path, requests: Sequence[Request]) -> Found:
     """One file a prompt, by its key; with copies it is cut, without it is the picture."""
-    known = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in SUFFIXES}
+    known: dict[str, Path] = {}
+    for path in sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES):
+        if path.stem in known:
+            raise UserError(f"{images} holds two pictures of {path.stem!r}: {known[path.stem].name} and {path.name}")
+        known[path.stem] = path
     if not known:
         raise UserError(
             f"{images} holds neither GenEval's folders (00000/samples) nor pictures named by prompt nor manifest.jsonl"
@@ -149,7 +155,7 @@ def _grids(images: Path, requests: Sequence[Request]) -> Found:
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The JSON objects of a file, with their lines' numbers. Raises UserError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
         rows = [(number, json.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None

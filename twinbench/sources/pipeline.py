@@ -51,7 +51,7 @@ class Pipeline:
                 self.made = diffusers.DiffusionPipeline.from_pretrained(
                     str(self.folder), dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
                 )
-            except (OSError, ValueError, AttributeError) as error:
+            except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
                 raise UserError(f"{self.name} is not a whole diffusers pipeline ({_line(error)})") from None
             self.scheduler = self.made.scheduler
             self.made.to("cuda" if cuda else "cpu").set_progress_bar_config(disable=True)
