@@ -114,6 +114,23 @@ def test_recomputed_gradients_are_the_kept_ones(name):
 
 
 @each
+def test_a_pass_with_tangents_has_gradients_where_others_are_recomputed(name):
+    network = families.disturb(families.backbone(name))
+    cond, z = network.encode(families.prompts(name)), families.noise(network)
+
+    def gradients():
+        network.zero_grad()
+        with sdpa_kernel(SDPBackend.MATH):
+            v, along = torch.func.jvp(lambda t: network(z, t, R, cond), (T,), (torch.ones_like(T),))
+        v.square().mean().backward()
+        return [along.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
+
+    kept = gradients()
+    network.recompute()
+    assert all(torch.equal(a, b) for a, b in zip(kept, gradients(), strict=True))
+
+
+@each
 def test_a_copy_and_a_loaded_state_are_the_same_network_and_live_apart(name):
     network = families.disturb(families.backbone(name))
     cond, z = network.encode(families.prompts(name)), families.noise(network)

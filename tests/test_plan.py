@@ -99,7 +99,7 @@ def test_the_cost_of_a_pass_of_qwen_image():
 @pytest.mark.parametrize("method", ["twinflow", "dmd2"])
 def test_the_command_tells_whether_qwen_image_fits_eight_gpus(method, monkeypatch, capsys):
     monkeypatch.setattr(meta, "model", lambda section, precision: qwen_image())
-    words = ["plan", method, "--recipe", "qwen-image", "--gpus", 8, "--gpu-memory", 80, "--set", "train.recompute=true"]
+    words = ["plan", method, "--recipe", "qwen-image", "--gpus", 8, "--gpu-memory", 80]
     assert twinbench(*words) == 0
     told = capsys.readouterr().out
     assert ("It fits: " in told) == (method == "twinflow") and ("It does not fit: " in told) == (method == "dmd2")
@@ -185,6 +185,8 @@ def test_more_gpus_then_the_host_and_then_nothing():
 
 
 def test_a_wrong_question_is_answered_in_one_sentence(capsys):
+    assert twinbench("plan", "pretrained", "--recipe", "sana-0.6b") == 2
+    assert "trains nothing" in capsys.readouterr().err
     for words in (
         ["--flops", "many"],
         ["--gpus", "7"],

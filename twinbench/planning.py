@@ -44,6 +44,8 @@ def plan(resolved: Resolved, machine: Machine, samples: int) -> dict[str, Any]:
 
     Raises UserError for a wrong setting, or a model whose sizes are not known."""
     train, precision = resolved.train, resolved.train.precision
+    if not train.budget:
+        raise UserError(f"{resolved.label!r} trains nothing (train.budget: 0); plan a method that does")
     if train.batch % machine.gpus:
         raise UserError(f"train.batch {train.batch} cannot be dealt to {machine.gpus} GPUs; make it a multiple of it")
     if train.offload and machine.gpus == 1:
@@ -135,7 +137,7 @@ def _assumptions(plan: Plan, machine: Machine) -> list[str]:
         f"a GPU makes {best} TFLOP a second at its best, and training uses {machine.utilisation:.0%} of that",
         f"{RESERVE / 1e9:.0f} GB of a GPU go to CUDA, NCCL and what the allocator cannot use",
         "a pass is one forward of one row; its backward is 2; recomputation is not counted",
-        f"activations are what autograd saves of a pass; those of {alive} passes a row wait for one backward",
+        f"activations are what autograd saves of a pass; passes a row that wait for one backward: {alive}",
         "attention is fused: no scores are saved",
         "gradients of every trained network are held at once",
         f"the longest prompt of a micro-batch has {meta.LONGEST} tokens, one in the cache {meta.MEAN} "

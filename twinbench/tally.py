@@ -86,7 +86,7 @@ def tally(resolved: Resolved, depth: int, images: bool, steps: int = STEPS) -> T
     """Count a method's passes. images: whether the data have pictures, or prompts alone."""
     method, train = method_of(resolved), resolved.train
     before = method.pairs.passes if method.pairs else 0
-    if not train.budget or not method.turns(0):
+    if not method.turns(0):
         return Tally(0.0, 0.0, before)
     rows = min(train.batch, ROWS)
     plain = train.model_copy(update={"lora": None, "optimizer": "adamw"})

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from twinbench.backbones.base import Backbone
@@ -220,7 +221,8 @@ class PipelineBackbone(TwoTimed, Backbone):
         return self
 
     def recompute(self, on: bool = True) -> None:
-        """Keep no activations within blocks, but compute them anew in the backward pass."""
+        """Keep no activations within blocks, but compute them anew in the backward pass. A pass that carries tangents
+        (a jvp) keeps them: in the backward pass there are none to compute anew."""
         if on:
             self.transformer.enable_gradient_checkpointing(self._recomputed)
         else:
@@ -228,6 +230,8 @@ class PipelineBackbone(TwoTimed, Backbone):
 
     def _recomputed(self, block: Callable[..., Any], *args: Any) -> Any:
         times = self.times
+        if forward_ad._current_level >= 0:
+            return block(*args)
 
         def again(*args: Any) -> Any:  # by then the call is over
             with self.at(times):

@@ -66,8 +66,9 @@ def show(table: Table) -> None:
     if not sys.stdout.isatty():
         from tabulate import tabulate
 
-        align = ("left", *["right"] * (len(columns) - 1))
+        align = ("left", *["right"] * (len(rows[0]) - 1))
         typer.echo(title)
+        columns = columns if any(columns) else []
         typer.echo(tabulate(rows, columns, tablefmt="simple", disable_numparse=True, colalign=align) + "\n")
         return
     from rich.console import Console
