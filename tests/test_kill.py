@@ -73,7 +73,7 @@ def killed(work, whole, seed=0):
         assert child.exitcode == -signal.SIGKILL
     child = fork.Process(target=work)
     child.start()
-    child.join(60)
+    child.join(300)
     assert child.exitcode == 0
 
 
