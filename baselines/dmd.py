@@ -23,8 +23,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from twinbench.flow import Batch, Hop
-from twinbench.matching import MatchDraws, ReverseKL
 from twinbench.method import Draws, Networks, Terms, Turn
+from twinbench.methods.matching import MatchDraws, ReverseKL
 
 
 class DMD(ReverseKL):

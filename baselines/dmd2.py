@@ -27,8 +27,8 @@ from pydantic import Field
 from torch import Tensor
 
 from twinbench.flow import Batch, Hop, mix
-from twinbench.matching import MatchDraws, ReverseKL
 from twinbench.method import Draws, Networks, Term, Terms, Turn
+from twinbench.methods.matching import MatchDraws, ReverseKL
 from twinbench.objectives.adversarial import softplus_discriminator, softplus_generator
 from twinbench.objectives.losses import l2
 from twinbench.randomness import Rng

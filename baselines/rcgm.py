@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from twinbench.anystep import AnyStep
 from twinbench.flow import Hop
+from twinbench.methods.anystep import AnyStep
 
 
 class RCGM(AnyStep):

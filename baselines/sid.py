@@ -29,8 +29,8 @@ from pydantic import Field
 from torch import Tensor
 
 from twinbench.flow import Batch, Hop, expand, inputs_only, mix, split
-from twinbench.matching import Matching, jump
 from twinbench.method import Draws, Networks, Term, Terms, Turn
+from twinbench.methods.matching import Matching, jump
 from twinbench.objectives.losses import l2
 from twinbench.randomness import Rng
 

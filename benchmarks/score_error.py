@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from twinbench import files, recipe
-from twinbench.anystep import instant, one_step
 from twinbench.data.mixture import Gaussians, clouds, draw, score_of
 from twinbench.flow import Cond, Velocity, mix
+from twinbench.methods.anystep import instant, one_step
 from twinbench.objectives.targets import clip, matching_weight
 from twinbench.randomness import normal, seed_of
 from twinbench.training.loop import Trainer

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinbench.audit import KINDS, Prompt, audit, captions_of, clean, prompts_of, report
+from twinbench.contamination.audit import KINDS, Prompt, audit, captions_of, clean, prompts_of, report
+from twinbench.contamination.minhash import Near, grams, overlap
 from twinbench.data.geneval import prompts
 from twinbench.data.scenes import Scene, Thing, scene
 from twinbench.errors import UserError
-from twinbench.minhash import Near, grams, overlap
 
 GENEVAL = prompts_of("geneval")
 

@@ -9,14 +9,14 @@ from twinbench.baselines.dmd import DMD
 from twinbench.baselines.dmd2 import DMD2
 from twinbench.baselines.sid import ScoreDraws, SiD, grid
 
-from twinbench.anystep import ROLES
 from twinbench.flow import Batch, Counted, expand
-from twinbench.matching import MatchDraws, direction, generate
 from twinbench.method import Networks, Turn
+from twinbench.methods.anystep import ROLES
+from twinbench.methods.matching import MatchDraws, direction, generate
+from twinbench.methods.twinflow import TwinDraws, TwinFlow
 from twinbench.objectives.losses import l2
 from twinbench.randomness import Rng
 from twinbench.sampler import Schedule, sample
-from twinbench.twinflow import TwinDraws, TwinFlow
 
 FASTGEN, SID = load("fastgen_dmd"), load("sid_generator")
 STUDENT, CRITIC = Turn("student"), Turn("critic")

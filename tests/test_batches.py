@@ -7,13 +7,13 @@ from twinbench.baselines.consistency import Consistency, ConsistencyDraws
 from twinbench.baselines.flow_matching import FlowMatching
 from twinbench.baselines.rcgm import RCGM
 
-from twinbench.anystep import ROLES, Shares
 from twinbench.flow import Batch, Counted, mix
 from twinbench.method import Networks, Turn
+from twinbench.methods.anystep import ROLES, Shares
+from twinbench.methods.twinflow import TwinFlow, TwinShares
 from twinbench.objectives.losses import barron
 from twinbench.objectives.times import tan_weight
 from twinbench.randomness import Rng
-from twinbench.twinflow import TwinFlow, TwinShares
 
 CASE = load("twinflow_train_full")["cases"][0]
 TOTAL, SHAPE = 8, (3,)

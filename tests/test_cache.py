@@ -12,7 +12,7 @@ from families import FAMILIES
 from PIL import Image
 from small import files, sets, twinbench
 
-from twinbench import caching, plugins
+from twinbench import plugins
 from twinbench.data.cache import Cache, key
 from twinbench.data.drawn import Drawn, DrawnConfig
 from twinbench.data.loader import Loader
@@ -20,6 +20,7 @@ from twinbench.data.samples import Encoded
 from twinbench.errors import UserError
 from twinbench.ranks import Ranks
 from twinbench.sections import BackboneSection, Train
+from twinbench.training import caching
 from twinbench.training.loop import Trainer
 
 

@@ -8,12 +8,12 @@ import torch
 from small import TINY, resolved
 
 from twinbench import plugins
-from twinbench.drawing import Drawing, drawing_of
 from twinbench.errors import UserError
 from twinbench.flow import Counted, guided
 from twinbench.randomness import request_noise
 from twinbench.sampler import Plan, Schedule, plan, sample
-from twinbench.stored import SHARD
+from twinbench.sources.drawing import Drawing, drawing_of
+from twinbench.sources.stored import SHARD
 from twinbench.training.networks import make_backbone
 
 ONE, TWO = Plan(1, Schedule((1.0,))), Plan(2, Schedule((1.0, 0.5), renoise=1.0))

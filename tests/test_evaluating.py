@@ -22,11 +22,11 @@ from twinbench import plugins, results
 from twinbench.backbones.tiny import tiny
 from twinbench.benchmarks.base import Evidence
 from twinbench.errors import UserError, WorkError
-from twinbench.judging import complete
+from twinbench.evaluating.judging import complete
 from twinbench.randomness import request_noise
 from twinbench.sources.pipeline import Pipeline, PipelineSource
 from twinbench.sources.steps import StepOptions, Steps, plans
-from twinbench.stored import Store, file_of
+from twinbench.sources.stored import Store, file_of
 
 HERE = Path(__file__).parent
 BENCH = ("--bench", "painted,measured", "--size", "32", "--batch", "2", "--guidance", "1")

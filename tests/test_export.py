@@ -9,8 +9,8 @@ import torch
 from families import FAMILIES, WORDED, R, T
 from small import twinbench
 
-from twinbench import card, export
 from twinbench.errors import UserError
+from twinbench.exporting import card, export
 from twinbench.recipe import Resolved
 from twinbench.run import Run
 from twinbench.sampler import Schedule, sample

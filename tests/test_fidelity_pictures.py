@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinbench import assets, references
-from twinbench.benchmarks import base
+from twinbench import assets
+from twinbench.benchmarks import base, references
 from twinbench.benchmarks.base import Evidence, join
 from twinbench.benchmarks.diversity_pictures import DiversityConfig, PictureDiversity
 from twinbench.benchmarks.fidelity_pictures import FidelityConfig, PictureFidelity

@@ -19,11 +19,11 @@ from gaussian import MEAN, SCALE, flow_map, mean_velocity
 from twinbench.baselines.flow_matching import FlowDraws, FlowMatching
 from twinbench.baselines.rcgm import RCGM
 
-from twinbench.anystep import ROLES, AnyStepDraws
 from twinbench.flow import Batch, expand
 from twinbench.method import Networks, Turn
-from twinbench.twinflow import TwinDraws, TwinFlow
-from twinbench.twinflow_paper import PaperDraws
+from twinbench.methods.anystep import ROLES, AnyStepDraws
+from twinbench.methods.twinflow import TwinDraws, TwinFlow
+from twinbench.methods.twinflow_paper import PaperDraws
 
 PLAIN = dict(metric="l2", clamp=None, weighting="none")
 

@@ -10,8 +10,8 @@ from twinbench.baselines.sana_sprint import SanaSprint
 from twinbench.baselines.scm import SCM
 
 from twinbench.flow import Batch, expand, mix
-from twinbench.matching import MatchDraws
 from twinbench.method import Networks, Turn
+from twinbench.methods.matching import MatchDraws
 from twinbench.objectives.levels import logit_normal
 from twinbench.randomness import Rng
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from small import TINY, files, resolved, trained
 
-from twinbench.evaluation import evaluate as judged
-from twinbench.subjects import of_run
+from twinbench.evaluating.evaluation import evaluate as judged
+from twinbench.evaluating.subjects import of_run
 from twinbench.tensors import read_tensors
 from twinbench.training.start import measured, start
 

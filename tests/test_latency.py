@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from twinbench import speed
 from twinbench.backbones.tiny import tiny
 from twinbench.benchmarks import latency
 from twinbench.benchmarks.latency import Timing, measure, metrics, sweep
+from twinbench.evaluating import speed
 from twinbench.report import page
 from twinbench.report.summary import summarize
 from twinbench.sources.steps import StepOptions

@@ -9,16 +9,16 @@ from tiny import load, tensor
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from twinbench.anystep import ROLES
 from twinbench.backbones.base import Backbone
 from twinbench.errors import UserError
 from twinbench.flow import Batch
 from twinbench.method import Networks, Turn
+from twinbench.methods.anystep import ROLES
+from twinbench.methods.twinflow import TwinDraws, TwinFlow
 from twinbench.settings import Lora
 from twinbench.training.adapters import Adapters
 from twinbench.training.ema import Average
 from twinbench.training.networks import assemble
-from twinbench.twinflow import TwinDraws, TwinFlow
 
 # ---- the official step ----
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from small import resolved, twinbench
 
-from twinbench import meta, planning, recipe
+from twinbench import recipe
 from twinbench.backbones import sizes
 from twinbench.errors import UserError
-from twinbench.plan import RESERVE, Model, Needs, Plan, Setup, changes, cheapest
-from twinbench.planning import Machine
+from twinbench.planning import meta, planner
+from twinbench.planning.plan import RESERVE, Model, Needs, Plan, Setup, changes, cheapest
+from twinbench.planning.planner import Machine
 from twinbench.sections import BackboneSection
 
 GB = 1e9
@@ -199,7 +200,7 @@ def test_a_wrong_question_is_answered_in_one_sentence(capsys):
 
 
 def test_a_plan_knows_the_small_worlds_too():
-    record = planning.plan(resolved("shapes", "dmd2"), Machine(1, GB * 80, 1e12, 0.5), 10)
+    record = planner.plan(resolved("shapes", "dmd2"), Machine(1, GB * 80, 1e12, 0.5), 10)
     assert record["fits"] and record["cache"] is None
     assert [part["name"] for part in record["networks"]] == ["student", "critic", "head", "average", "teacher"]
     spent = record["cost"]

@@ -8,13 +8,13 @@ import torch
 from small import TINY, resolved, trained
 from torch.profiler import ProfilerActivity, profile
 
-from twinbench import meta
 from twinbench.flow import Batch
 from twinbench.method import Turn
-from twinbench.plan import Plan, Setup
+from twinbench.planning import meta
+from twinbench.planning.plan import Plan, Setup
+from twinbench.planning.tally import method_of, needs, tally
 from twinbench.randomness import Rng
 from twinbench.sections import BackboneSection
-from twinbench.tally import method_of, needs, tally
 from twinbench.training.networks import assemble, make_backbone
 
 

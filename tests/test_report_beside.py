@@ -10,7 +10,7 @@ import pytest
 from test_results import RUN, SCORE
 
 from twinbench import files, results
-from twinbench.audit import audit, prompts_of, report
+from twinbench.contamination.audit import audit, prompts_of, report
 from twinbench.errors import UserError
 from twinbench.report import page, published, summary
 from twinbench.report.beside import beside

@@ -11,21 +11,21 @@ from tiny import Tiny, load, tensor
 from twinbench.baselines.consistency import Consistency
 from twinbench.baselines.rcgm import RCGM
 
-from twinbench.anystep import AnyStep
 from twinbench.backbones.toy import MLP
 from twinbench.errors import UserError
 from twinbench.flow import Batch, Counted, expand, mix, split
-from twinbench.matching import direction
 from twinbench.method import Networks, Turn
+from twinbench.methods.anystep import AnyStep
+from twinbench.methods.matching import direction
+from twinbench.methods.roles import ROLES, AnyStepDraws, Shares
+from twinbench.methods.twinflow import TwinDraws, TwinFlow
 from twinbench.objectives.losses import barron, huber
 from twinbench.objectives.targets import derivative_target, hop_times, matching_weight, recursive
 from twinbench.randomness import Rng
-from twinbench.roles import ROLES, AnyStepDraws, Shares
 from twinbench.settings import validate
 from twinbench.training.checkpoint import fill
 from twinbench.training.ema import next_decay
 from twinbench.training.start import start
-from twinbench.twinflow import TwinDraws, TwinFlow
 
 QUARTERS = ("one_step", "local", "any_step", "fake")
 

@@ -5,15 +5,15 @@ import torch
 from tiny import Tiny, load, tensor
 from twinbench.baselines.rcgm import RCGM
 
-from twinbench.anystep import ROLES, AnyStepDraws, Shares, instant
 from twinbench.flow import Batch, split
 from twinbench.method import Networks, Turn
+from twinbench.methods.anystep import ROLES, AnyStepDraws, Shares, instant
+from twinbench.methods.twinflow import TwinDraws, TwinFlow
+from twinbench.methods.twinflow_paper import PaperDraws
 from twinbench.objectives.losses import barron, l2
 from twinbench.objectives.targets import matching_direction, recursive
 from twinbench.objectives.times import split_roles, tan_weight
 from twinbench.training.ema import Average, next_decay
-from twinbench.twinflow import TwinDraws, TwinFlow
-from twinbench.twinflow_paper import PaperDraws
 
 OURS = {"e2e": "one_step", "mul": "local", "any": "any_step", "adv": "fake", "one": "to_zero"}
 COMPONENTS = load("twinflow_components")

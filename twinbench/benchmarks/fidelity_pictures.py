@@ -1,4 +1,4 @@
-"""FID, KID and CLIP score of pictures of any model, against a named set of real ones (`twinbench.references`).
+"""FID, KID and CLIP score of pictures of any model, against a named set of real ones (`benchmarks.references`).
 
 The judge's name tells the features, their resizing and the reference with its sha256; n is the number of pictures. An
 FID is biased by about 1 / n and belongs to one tool: only equal n, resizing and reference compare. KID is unbiased.
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from twinbench import references
+from twinbench.benchmarks import references
 from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batches, identity, limited, row_of
 from twinbench.data.base import Request
 from twinbench.errors import UserError

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from twinbench.commands.options import words
 from twinbench.errors import UserError
-from twinbench.options import words
 
 
 def audit(
@@ -22,8 +22,8 @@ def audit(
     With --out results/RECIPE the report shows the audit beside the scores.
     Example: twinbench audit --captions captions.txt --bench geneval,dpg
     """
-    from twinbench import audit as work
     from twinbench import files
+    from twinbench.contamination import audit as work
     from twinbench.report.contamination import table
     from twinbench.report.tables import console
 

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 
 import typer
 
+from twinbench.commands.options import RUNS, Overrides, RecipeName, Runs, Threads, Tiny
 from twinbench.errors import UserError
 from twinbench.miniature import named
-from twinbench.options import RUNS, Overrides, RecipeName, Runs, Threads, Tiny
 
 
 def cache(
@@ -28,10 +28,10 @@ def cache(
     loaded = recipes.load(named(recipe, tiny), sets, runs)
     import torch
 
-    from twinbench import caching
     from twinbench.console import bar
     from twinbench.data.captioned import Captioned
     from twinbench.ranks import together
+    from twinbench.training import caching
     from twinbench.training.networks import make_data
 
     torch.set_num_threads(threads)

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twinbench.errors import UserError
-from twinbench.miniature import few, named
-from twinbench.options import (
+from twinbench.commands.options import (
     RESULTS,
     RUNS,
     Limit,
@@ -25,6 +23,8 @@ from twinbench.options import (
     titled,
     words,
 )
+from twinbench.errors import UserError
+from twinbench.miniature import few, named
 
 
 def bench(

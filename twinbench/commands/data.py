@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twinbench.options import Overrides
+from twinbench.commands.options import Overrides
 
 
 def fetch(
@@ -46,7 +46,7 @@ def reference(
     Example: twinbench reference mjhq-30k --set mode=clean
     """
     from twinbench import recipe as recipes
-    from twinbench import references
+    from twinbench.benchmarks import references
     from twinbench.console import bar
     from twinbench.judges.base import judge
 

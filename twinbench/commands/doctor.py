@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from twinbench.commands.options import Overrides
 from twinbench.errors import UserError, WorkError
-from twinbench.options import Overrides
 
 
 def doctor(

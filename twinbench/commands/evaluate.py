@@ -9,9 +9,7 @@ from typing import Annotated
 
 import typer
 
-from twinbench.errors import UserError
-from twinbench.miniature import few, named
-from twinbench.options import (
+from twinbench.commands.options import (
     RESULTS,
     RUNS,
     Limit,
@@ -26,6 +24,8 @@ from twinbench.options import (
     titled,
     words,
 )
+from twinbench.errors import UserError
+from twinbench.miniature import few, named
 
 
 def evaluate(
@@ -83,9 +83,9 @@ def evaluate(
     import torch
 
     from twinbench import run as folders
-    from twinbench import subjects
     from twinbench.console import bar
-    from twinbench.evaluation import evaluate, place
+    from twinbench.evaluating import subjects
+    from twinbench.evaluating.evaluation import evaluate, place
     from twinbench.ranks import together
 
     torch.set_num_threads(threads)

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from twinbench.commands.options import RESULTS, RUNS, Results, Runs, Tiny, titled
 from twinbench.errors import UserError
 from twinbench.miniature import named
-from twinbench.options import RESULTS, RUNS, Results, Runs, Tiny, titled
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
     Example: twinbench export twinflow my-one-step-model
     """
     from twinbench import run as folders
-    from twinbench.export import export_run
+    from twinbench.exporting.export import export_run
 
     found, *others = folders.find(runs, [run], titled(named(recipe, tiny) if recipe else None))
     if others:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from twinbench.commands.options import RESULTS, RUNS, Results, Runs, Threads, falling, numbers
 from twinbench.errors import UserError
-from twinbench.options import RESULTS, RUNS, Results, Runs, Threads, falling, numbers
 
 
 def latency(
@@ -34,8 +34,8 @@ def latency(
     import torch
 
     from twinbench import run as folders
-    from twinbench import speed
     from twinbench.console import bar
+    from twinbench.evaluating import speed
     from twinbench.sources.steps import StepOptions
 
     torch.set_num_threads(threads)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from twinbench.commands.options import RUNS, Overrides, Runs, Tiny
 from twinbench.errors import unknown
 from twinbench.miniature import named
-from twinbench.options import RUNS, Overrides, Runs, Tiny
 
 
 def list_names(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from twinbench.options import Overrides, RecipeName
+from twinbench.commands.options import Overrides, RecipeName
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
@@ -31,16 +31,16 @@ def plan(
 
     import torch
 
-    from twinbench import planning
     from twinbench import recipe as recipes
+    from twinbench.planning import planner
 
     torch.set_num_threads(1)
-    machine = planning.Machine(gpus, gpu_memory * 1e9, planning.peak(flops), utilisation)
+    machine = planner.Machine(gpus, gpu_memory * 1e9, planner.peak(flops), utilisation)
     resolved = recipes.resolve(recipes.load(recipe, sets), method)
     quiet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of packages about themselves
-        record = planning.plan(resolved, machine, samples)
+        record = planner.plan(resolved, machine, samples)
     if form == "json":
         typer.echo(json.dumps(record, indent=1))
         return

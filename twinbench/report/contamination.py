@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbench import files
-from twinbench.audit import KINDS, SCHEMA
+from twinbench.contamination.audit import KINDS, SCHEMA
 from twinbench.errors import UserError
 from twinbench.report.tables import Table
 

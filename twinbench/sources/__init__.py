@@ -1,1 +1,1 @@
-"""Where images come from: a run (`twinbench.drawing`), any diffusers pipeline, a folder that somebody else drew."""
+"""Where images come from: a run (`drawing`), any diffusers pipeline, a folder that somebody else drew."""

@@ -19,11 +19,11 @@ import torch
 from twinbench import files
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
-from twinbench.pictures import write_png
 from twinbench.randomness import request_generator, request_noise
 from twinbench.recipe import digest
+from twinbench.sources.pictures import write_png
 from twinbench.sources.steps import SETTINGS, Steps
-from twinbench.stored import Store, file_of
+from twinbench.sources.stored import Store, file_of
 
 SCHEMA = "twinbench.pipeline/1"
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")  # what a pipeline is made of

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from twinbench import caching, files, plugins
+from twinbench import files, plugins
 from twinbench.backbones.base import Backbone, WorldBackbone
 from twinbench.backbones.pipeline import PipelineBackbone
 from twinbench.data.base import World
@@ -21,6 +21,7 @@ from twinbench.run import Run
 from twinbench.sampler import plan
 from twinbench.sections import BackboneSection
 from twinbench.tensors import read_tensors
+from twinbench.training import caching
 from twinbench.training.checkpoint import fill
 from twinbench.training.loop import Trainer
 from twinbench.training.networks import make_backbone, make_data, weights_file

@@ -1,0 +1,1 @@
+"""Which captions of a training set overlap with a benchmark's prompts."""

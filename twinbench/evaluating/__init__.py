@@ -1,0 +1,1 @@
+"""draw -> judge -> summarize, for whoever can be evaluated."""

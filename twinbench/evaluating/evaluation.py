@@ -1,0 +1,221 @@
+"""draw -> judge -> summarize, each of which can be stopped, resumed and repeated alone.
+
+Who is evaluated is a `Subject` (`subjects`): a run, a pipeline, a folder of images. All is drawn before anything is
+judged, so a large model leaves before the judges come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from twinbench import plugins
+from twinbench import run as run_files
+from twinbench.benchmarks.base import Benchmark, Evidence
+from twinbench.benchmarks.base import Judging as Chosen
+from twinbench.data.base import Request, World
+from twinbench.errors import UserError, WorkError, unknown
+from twinbench.evaluating.judging import Judging
+from twinbench.ranks import ALONE, Ranks
+from twinbench.recipe import digest
+from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
+from twinbench.settings import validate
+from twinbench.sources.base import Source, Subject
+from twinbench.statistics import standard_error
+
+# ---- what is asked ----
+
+
+def benchmarks(
+    known: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    *,
+    data: str | None = None,
+    prompts: str = "evaluation",
+    where: str = "these settings",
+) -> list[Benchmark]:
+    """The benchmarks of some settings {name: settings}, or some of them by name. data: a dataset; if it is an embedded
+    world, the benchmarks are those of that world. Raises UserError for one that the settings do not have."""
+    for name in names or ():
+        if name not in known:
+            raise unknown("benchmark", name, sorted(known), f"{where} has {', '.join(known)}")
+    world = plugins.dataset(data) if data else None
+    world = world if isinstance(world, type) and issubclass(world, World) else None
+    made = []
+    for name in names or known:
+        kind = plugins.benchmark(name, data if world else None)
+        config = validate(kind.Config, dict(known[name]), f"{where}, benchmark {name!r}")
+        made.append(kind(world, config, prompts))
+    return made
+
+
+@dataclass(frozen=True)
+class Job:
+    """One score that is to be made."""
+
+    benchmark: Benchmark
+    source: Source
+    requests: Sequence[Request]
+    limit: int | None
+
+    @property
+    def stem(self) -> str:
+        """The name of the score's files; neither a quick look with a limit nor one at validation prompts takes the
+        place of the whole."""
+        prompts = "" if self.benchmark.prompts == "evaluation" else f"-{self.benchmark.prompts}"
+        return f"{self.benchmark.name}-nfe{self.source.plan.nfe}{prompts}" + (
+            f"-limit{self.limit}" if self.limit else ""
+        )
+
+    @property
+    def asked(self) -> str:
+        """What was asked, as a name and a hash that changes with --limit."""
+        return f"{self.source.prompts}#{digest([(r.key, r.copy, r.prompt) for r in self.requests])[:8]}"
+
+    def identity(self) -> dict[str, Any]:
+        b, drawing = self.benchmark, self.source.folder.name
+        return {"drawing": drawing, "judge": b.judge_name, "version": b.version, "prompts": self.asked}
+
+    def stands(self, target: Path, allowed: Set[str] = frozenset()) -> bool:
+        """Whether this very score is in the results already; one that cannot be read is made anew, and so is one with
+        `errors` or by judges `untested` unless that is allowed."""
+        try:
+            old = read_json(target / f"{self.stem}.json")
+        except (FileNotFoundError, ValueError):
+            return False
+        flaws = {name for name in ("errors", "untested") if old.get(name)}
+        return flaws <= allowed and all(old.get(key) == value for key, value in self.identity().items())
+
+
+# ---- the whole ----
+
+
+def evaluate(
+    subject: Subject,
+    made: Sequence[Benchmark],
+    results: Path,
+    *,
+    limit: int | None = None,
+    again: bool = False,
+    keep_going: bool = False,
+    untested: bool = False,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[float, str]]:
+    """Draw and judge a subject under all of its plans; yields progress, in [0, 1] with a note.
+
+    A score that stands already for the same drawing, prompts and judge is kept (`again` judges anew). Raises WorkError
+    for a picture or judge that fails; with `keep_going` it counts as wrong and says so. Judges must first answer what
+    is known, unless they are taken `untested`; then the score says so."""
+    target = place(results, subject)
+    asked = {benchmark: benchmark.requests(limit) for benchmark in made}
+    jobs = [
+        Job(benchmark, subject.source(plan, benchmark.prompt_set, requests), requests, limit)
+        for plan in subject.plans
+        for benchmark, requests in asked.items()
+    ]
+    allowed = {name for name, yes in (("errors", keep_going), ("untested", untested)) if yes}
+    jobs = [job for job in jobs if again or not job.stands(target, allowed)]
+    ranks.wait()
+    if not untested:
+        for benchmark in dict.fromkeys(job.benchmark for job in jobs):
+            examine(benchmark)
+    work = sum((job.source.plan.nfe + 1) * len(job.requests) for job in jobs)
+    done = 0
+    for job in jobs:
+        share, plan, start, first = (
+            ranks.share(job.requests, job.source.block),
+            job.source.plan,
+            time.perf_counter(),
+            -1,
+        )
+        for count in job.source.draw(share):
+            first = count if first < 0 else first
+            pace = (count - first) / max(time.perf_counter() - start, 1e-9)
+            yield (done + plan.nfe * count * ranks.size) / work, f"NFE {plan.nfe}  {pace:.2g} images/s"
+        done += plan.nfe * len(job.requests)
+    ranks.wait()
+    subject.release()
+    for job in jobs:
+        judging, start = Judging(job.benchmark, job.source, job.requests, keep_going=keep_going), time.perf_counter()
+        if again and ranks.first:
+            judging.clear()
+        ranks.wait()
+        for count in judging.judge(ranks):
+            yield min(1.0, (done + count * ranks.size) / work), f"NFE {job.source.plan.nfe}  {job.benchmark.name}"
+        ranks.wait()
+        if ranks.first:
+            told: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3)}
+            write(target, subject.record, job, judging.result(), told | ({"untested": True} if untested else {}))
+            judging.clear()
+        ranks.wait()
+        done += len(job.requests)
+    yield 1.0, ", ".join(f"NFE {plan.nfe}" for plan in subject.plans)
+
+
+def place(results: Path, subject: Subject) -> Path:
+    """The results folder of a subject."""
+    return results / subject.record["recipe"] / run_files.name_of(subject.record)
+
+
+def examine(benchmark: Benchmark) -> None:
+    """Ask the judges of a benchmark what is known, once a process. Raises WorkError if one fails."""
+    for _, setting in benchmark.config:
+        if isinstance(setting, Chosen):
+            _examine(setting.made())
+
+
+@cache
+def _examine(judge: Any) -> None:
+    try:
+        if hasattr(judge, "selftest"):
+            judge.selftest()
+    except UserError:
+        raise
+    except Exception as error:  # damaged weights break a library in any way
+        told = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {str(error).strip()[:200]}"
+        told = told.replace("\n", " ")
+        raise WorkError(f"nothing is judged: {judge.name} fails its own test ({told}; twinbench doctor)") from error
+
+
+# ---- a score ----
+
+
+def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, told: dict[str, Any]) -> None:
+    """Summarize; write the evidence, the score and run.json into the results folder of the subject. told: what
+    else the score says of itself."""
+    b, plan = job.benchmark, job.source.plan
+    values = b.summarize(evidence)
+    errors = sum("error" in item for item in evidence.items)
+    score = {
+        "schema": SCORE,
+        "benchmark": b.name,
+        **job.identity(),
+        "nfe": plan.nfe,
+        "nfe_counted": plan.counted,
+        "schedule": plan.as_dict(),
+        "n": len(job.requests),
+        "copies": 1 + max(r.copy for r in job.requests),
+        "metrics": {name: _metric(b, evidence, name, value) for name, value in values.items()},
+        **told,
+        **({"errors": errors} if errors else {}),
+    }
+    if evidence.items:
+        write_items(target / f"{job.stem}.items.jsonl.gz", evidence.items)
+    if evidence.small:
+        write_features(target / f"{job.stem}.features.npz", evidence.features, evidence.keys)
+    if evidence.reference is not None:
+        write_reference(target.parent / f"{b.name}-reference.npz", evidence.reference, b.judge_name)
+    write_json(target / "run.json", record)
+    write_json(target / f"{job.stem}.json", score)
+
+
+def _metric(benchmark: Benchmark, evidence: Evidence, name: str, value: float) -> dict[str, Any]:
+    metric = benchmark.metrics.get(name)
+    if metric is None:
+        return {"value": value, "se": None, "n": len(evidence.features) if evidence.features is not None else 0}
+    rows = [row for row in evidence.items if all(row[k] == v for k, v in metric.where.items())]
+    return {"value": value, "se": standard_error(metric, evidence.items), "n": len(rows)}

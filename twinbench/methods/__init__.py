@@ -1,0 +1,1 @@
+"""The methods that the project is about, and what they share with the baselines."""
