@@ -10,6 +10,7 @@ from test_results import RUN, SCORE
 
 from twinbench import results
 from twinbench.report import page, summary
+from twinbench.report.plots import FIGURES, _curves
 from twinbench.report.tables import NONE
 from twinbench.statistics import Metric
 
@@ -137,9 +138,23 @@ def test_neighbours_are_compared_with_corrected_p(tmp_path):
     for label, right in (("a", 19), ("b", 10), ("c", 10)):
         write(tmp_path, label, right)
     first, second = summary.summarize(tmp_path, metrics_of=metrics_of)[0][0].comparisons["overall"]
-    assert (first.better, first.worse, second.better, second.worse) == ("a", "b", "b", "c")
+    assert (first.row, first.other, second.row, second.other) == ("a", "b", "b", "c")
     assert first.difference.real and first.p_holm == pytest.approx(2 * first.difference.p)
     assert (second.value, second.difference.low, second.difference.high, second.p_holm) == (0, 0, 0, 1)
+
+
+def test_a_change_is_compared_with_what_it_is_like(tmp_path):
+    for label, right, like, passes in (("a", 10, "", 100), ("b", 19, "a", 100), ("c", 4, "a", 300), ("d", 12, "", 100)):
+        write(tmp_path, label, right)
+        path = tmp_path / "tiny" / f"{label}-0" / "run.json"
+        run = {**json.loads(path.read_text()), "network_passes": passes, "cpu_seconds": passes / 10}
+        results.write_json(path, {**run, "resolved": {"like": like, "preset": ""}})
+    (board,) = summary.summarize(tmp_path, metrics_of=metrics_of)[0]
+    b, c = board.changes["overall"]
+    assert (b.row, b.other, c.row, c.other) == ("b", "a", "c", "a")
+    assert b.value == pytest.approx(0.45) and b.real and c.value == pytest.approx(-0.3) and c.difference.high < 0
+    assert "| overall | 1 | b | a | +0.450 |" in "\n".join(squeezed(md(tmp_path)))
+    assert _curves(board, 1) == {"a": ["a", "c"], "b": ["b"], "d": ["d"]}  # c is a with another budget: one curve
 
 
 def test_a_missing_value_is_a_dash_and_does_not_win(tmp_path):
@@ -196,7 +211,9 @@ def test_every_format_carries_the_score(tmp_path):
     out = {format: render(tmp_path, format, metrics_of=metrics_of) for format in page.FORMATS}
     assert "0.90 [0.80, 0.97] *" in out["table"] and "\x1b" not in out["table"]
     assert r"two\_words & \textbf{0.90 [0.80, 0.97]}" in out["tex"] and r"95 \% interval" in out["tex"]
-    assert "<b>0.90 [0.80, 0.97]</b>" in out["html"] and out["html"].count("data:image/png;base64,iVBOR") == 2
+    assert "<b>0.90 [0.80, 0.97]</b>" in out["html"] and out["html"].count("data:image/png;base64,iVBOR") == len(
+        FIGURES
+    )
     rows = list(csv.DictReader(io.StringIO(out["csv"])))
     (row,) = [r for r in rows if r["label"] == "two_words" and r["metric"] == "overall"]
     assert (row["value"], row["best"], row["seeds"], row["relative_to_teacher"]) == ("0.9", "True", "1", "")
@@ -230,7 +247,7 @@ def test_a_report_is_a_pure_function_of_the_results(tmp_path):
     write_report(tmp_path / "results", tmp_path / "two", metrics_of=metrics_of)
     assert first == tmp_path / "one" / "report.html"
     names = sorted(path.name for path in first.parent.iterdir())
-    assert names == ["report.html", "report.md", "score-vs-nfe.png", "score-vs-passes.png"]
+    assert names == sorted(["report.html", "report.md", *FIGURES])
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

@@ -129,13 +129,13 @@ def score_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
 
 
 def comparison_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
-    """One row a comparison of neighbours."""
+    """One row a comparison: of neighbours, and of a row with the one that it is like."""
     rows = []
     for board in boards:
         shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge", "asked")}
         for metric, found in board.comparisons.items():
-            for c in found:
-                pair = {**shared, "metric": metric, "nfe": c.nfe, "label": c.better, "next": c.worse}
+            for c in (*found, *board.changes[metric]):
+                pair = {**shared, "metric": metric, "nfe": c.nfe, "label": c.row, "other": c.other}
                 span = {name: getattr(c.difference, name, None) for name in ("low", "high", "p")}
                 rows.append(
                     {**pair, "value": c.value, **span, "p_holm": c.p_holm, "prompts": c.prompts, "needed": c.needed}

@@ -1,12 +1,14 @@
-"""The report's two figures: score against NFE, and score against the network passes of training."""
+"""The report's figures: score against NFE, and against what the training cost, in network passes and in seconds."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from twinbench.report.comparisons import Place
 from twinbench.report.headlines import Headline
 from twinbench.report.summary import Board
 
@@ -43,24 +45,55 @@ def score_vs_nfe(boards: Sequence[Board]) -> bytes:
 
 
 def score_vs_passes(boards: Sequence[Board]) -> bytes:
-    """PNG: a panel a board; a point a run, at the smallest NFE of a student; the teacher's best dashed."""
+    """PNG: a panel a board, at the smallest NFE of a student; a point a run, a line a method of several budgets; the
+    teacher's best dashed."""
+    return _score_vs_cost(boards, "network passes of training", lambda board: board.passes)
+
+
+def score_vs_seconds(boards: Sequence[Board]) -> bytes:
+    """PNG: the same over the CPU seconds of training: at equal seconds, who is ahead?"""
+    return _score_vs_cost(boards, "CPU seconds of training", lambda board: board.seconds)
+
+
+def _score_vs_cost(boards: Sequence[Board], name: str, cost: Callable[[Board], Mapping[Place, list[float]]]) -> bytes:
     styles = _styles(boards)
 
     def panel(axes: Axes, board: Board, headline: Headline) -> None:
-        cells = board.cells[headline.metric]
-        nfes = [nfe for row, nfe in cells if row not in board.teachers]
-        nfe = min(nfes, default=0)
-        for row, style in styles.items():
-            if (row, nfe) in cells:
-                axes.scatter(board.passes[row, nfe], cells[row, nfe].values, label=row, **style)
-        axes.set_xlim(0, 1.15 * max([1.0, *(max(board.passes[row, nfe]) for row in styles if (row, nfe) in cells)]))
-        axes.set_xlabel("network passes of training")
+        cells, spent = board.cells[headline.metric], cost(board)
+        nfe = min((nfe for row, nfe in cells if row not in board.teachers), default=0)
+        for title, rows in _curves(board, nfe).items():
+            shown = [row for row in rows if (row, nfe) in cells and row in styles]
+            for row in shown:
+                axes.scatter(
+                    spent[row, nfe], cells[row, nfe].values, label=title if row == shown[0] else None, **styles[title]
+                )
+            means = [(fmean(spent[row, nfe]), cells[row, nfe].value) for row in shown]
+            axes.plot(*zip(*sorted(means)), linewidth=1.2, color=styles[title]["color"]) if means else None
+        most = max([1.0, *(max(x) for (row, k), x in spent.items() if row in styles and k == nfe)])
+        axes.set_xlim(0, 1.15 * most)
+        axes.set_xlabel(name)
         axes.set_title(f"{axes.get_title()}, NFE {nfe}", fontsize=9)
 
     return _figure(boards, panel)
 
 
-FIGURES |= {"score-vs-nfe.png": score_vs_nfe, "score-vs-passes.png": score_vs_passes}
+def _curves(board: Board, nfe: int) -> dict[str, list[str]]:
+    """The students' rows, those of one method with other budgets together: {a curve's name: its rows}."""
+    out: dict[str, list[str]] = {}
+    for row in board.rows:
+        base = board.likes.get(row, row)
+        spent = [fmean(board.passes.get((r, nfe), [0.0])) for r in (row, base)]
+        same = max(spent) <= 1.05 * min(spent)
+        if row not in board.teachers:
+            out.setdefault(row if same else base, []).append(row)
+    return out
+
+
+FIGURES |= {
+    "score-vs-nfe.png": score_vs_nfe,
+    "score-vs-passes.png": score_vs_passes,
+    "score-vs-seconds.png": score_vs_seconds,
+}
 
 
 def _styles(boards: Sequence[Board]) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ import numpy as np
 
 from twinbench import results, statistics
 from twinbench.judges import distances
+from twinbench.report.comparisons import Comparison, Drawn, Place, changes, neighbours
 from twinbench.report.costs import Cost, costs, is_teacher, row_of
 from twinbench.report.headlines import HEADLINES, Headline
 from twinbench.results import Record
-from twinbench.statistics import Difference, Metric
+from twinbench.statistics import Metric
 
 MetricsOf = Callable[[str, str | None], Mapping[str, Metric]]  # (benchmark, world)
-Place = tuple[str, int]  # (row, nfe)
-Drawn = tuple[frozenset[str], np.ndarray]  # (keys, bootstrap draws [draws, seeds]); paired if the keys are equal
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,6 @@ class Cell:
     values: tuple[float, ...]
     seeds: tuple[int, ...]
     best: bool = False  # better than the runner-up, by an interval that excludes 0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """`better` against `worse`, the next in order at this NFE; `difference` is None where nothing paired is known."""
-
-    nfe: int
-    better: str
-    worse: str
-    value: float
-    difference: Difference | None
-    p_holm: float
-    prompts: int  # that the comparison has
-    needed: float  # that would show a difference of this size with power 0.8; nan where nothing paired is known
 
 
 @dataclass
@@ -65,8 +49,11 @@ class Board:
     teachers: frozenset[str]
     nfes: list[int]
     cells: dict[str, dict[Place, Cell]] = field(default_factory=dict)  # by metric
-    comparisons: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric
+    comparisons: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric: of neighbours
+    changes: dict[str, list[Comparison]] = field(default_factory=dict)  # by headline metric: with what a row is like
+    likes: dict[str, str] = field(default_factory=dict)  # {a row of a preset: the row that it changes}
     passes: dict[Place, list[float]] = field(default_factory=dict)  # training network passes, one a seed
+    seconds: dict[Place, list[float]] = field(default_factory=dict)  # CPU seconds of training
     world: str | None = None  # the embedded world, or the kind of data
     flaws: tuple[str, ...] = ()  # scores with rows that could not be judged, or by judges that failed their own test
 
@@ -171,6 +158,8 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         flaws=tuple(told for place, rs in sorted(places.items()) for r in rs for told in _flaws(place, r.score)),
     )
     out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
+    out.seconds = {place: [float(r.run.get("cpu_seconds") or 0) for r in rs] for place, rs in places.items()}
+    out.likes = _likes(group, names)
     items = {place: [r.items() for r in rs] for place, rs in places.items()} if metrics else {}
     all_drawn: dict[str, dict[Place, Drawn]] = {}
     for name in dict.fromkeys([*(h.metric for h in headlines), *tasks]):
@@ -236,21 +225,23 @@ def _cell(name: str, runs: Sequence[Record], drawn: Drawn | None) -> Cell:
     return Cell(float(np.mean(values)), low, high, values, tuple(int(r.run["seed"]) for r in runs))
 
 
+def _likes(group: Sequence[Record], names: Mapping[tuple[str, str, str], str]) -> dict[str, str]:
+    """What each row of a preset is like, where one row of the board has that label."""
+    rows: dict[str, set[str]] = {}
+    for record in group:
+        rows.setdefault(record.run["label"], set()).add(row_of(record, names))
+    like = {row_of(r, names): rows.get(r.run.get("resolved", {}).get("like", ""), set()) for r in group}
+    return {row: min(found) for row, found in like.items() if len(found) == 1 and row not in found}
+
+
 def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
-    """Orders the competing rows at every NFE, compares neighbours, marks the best where the interval proves it."""
-    cells, found = out.cells[headline.metric], list[Comparison]()
+    """Compares the competing rows, and marks the best of each NFE where the interval proves it."""
+    cells = out.cells[headline.metric]
+    values = {place: cell.value for place, cell in cells.items() if place[0] not in out.teachers}
+    found = neighbours(values, out.rows, headline.higher, drawn)
     for nfe in out.nfes:
-        rows = [row for row in out.rows if row not in out.teachers and (row, nfe) in cells]
-        rows = [row for row in rows if not np.isnan(cells[row, nfe].value)]
-        rows.sort(key=lambda row: -cells[row, nfe].value if headline.higher else cells[row, nfe].value)
-        for place, (a, b) in enumerate(pairwise(rows)):
-            value, result, needed = cells[a, nfe].value - cells[b, nfe].value, None, float("nan")
-            (keys_a, draws_a), (keys_b, draws_b) = (drawn.get((row, nfe), (None, np.empty(0))) for row in (a, b))
-            if keys_a is not None and keys_a == keys_b:
-                result = statistics.compare(value, draws_a, draws_b)
-                needed = statistics.keys_needed(value, draws_a, draws_b, len(keys_a))
-            if place == 0 and result is not None and result.real and out.even:
-                cells[a, nfe] = replace(cells[a, nfe], best=True)
-            found.append(Comparison(nfe, a, b, value, result, float("nan"), len(keys_a or ()), needed))
-    corrected = statistics.holm([c.difference.p if c.difference else float("nan") for c in found])
-    out.comparisons[headline.metric] = [replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
+        first = next((c for c in found if c.nfe == nfe), None)
+        if first and first.real and out.even:
+            cells[first.row, nfe] = replace(cells[first.row, nfe], best=True)
+    out.comparisons[headline.metric] = found
+    out.changes[headline.metric] = changes(values, out.likes, drawn)

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from twinbench.report.comparisons import Comparison
 from twinbench.report.costs import Cost
 from twinbench.report.headlines import Headline
-from twinbench.report.summary import Board, Cell, Comparison
+from twinbench.report.summary import Board, Cell
 
 NONE = "\u2013"  # an en dash
 MIB = 1 << 20
@@ -43,7 +44,7 @@ def tables(boards: Iterable[Board], costs: Iterable[Cost]) -> dict[str, list[Tab
         found += [main_table(board, headline) for headline in board.headlines]
         if board.headlines and not math.isnan(board.teacher_best(board.headlines[0])):
             found += relative_table(board)
-        found += task_tables(board) + seed_table(board) + comparison_table(board)
+        found += task_tables(board) + seed_table(board) + comparison_tables(board)
     by_recipe: dict[str, list[Cost]] = {}
     for cost in costs:
         by_recipe.setdefault(cost.recipe, []).append(cost)
@@ -115,22 +116,32 @@ def seed_table(board: Board) -> list[Table]:
     return [_table(board, "seeds", "by seed", f"judged by {board.judge}", header, rows)] if rows else []
 
 
-def comparison_table(board: Board) -> list[Table]:
-    """Is each method better than the next in order? The teacher does not take part."""
-    rows = []
-    for headline in board.headlines:
-        for c in board.comparisons[headline.metric]:
-            d, digits = c.difference, headline.digits + 1
-            span = NONE if d is None else f"[{number(d.low, digits)}, {number(d.high, digits)}]"
-            verdict = NONE if d is None else "yes" if d.real else "no"
-            texts = (f"{c.value:+.{digits}f}", span, number(c.p_holm, 4), verdict, needed(c))
-            rows.append((headline.metric, str(c.nfe), c.better, c.worse, *texts))
-    header = ("metric", "NFE", "method", "next", "difference", "95 % interval", "p (Holm)", "better", "prompts needed")
+def comparison_tables(board: Board) -> list[Table]:
+    """Is each method better than the next in order, and what did each change of one do? The teacher takes no part."""
     caption = (
-        "paired over prompts and seeds; better: the interval excludes 0; p corrected over a metric's comparisons; "
+        "paired over prompts and seeds; real: the interval excludes 0; p corrected over a metric's comparisons; "
         "prompts needed to show a difference of this size 4 times in 5 with these seeds (prompts that there are)"
     )
-    return [_table(board, "comparisons", "better than the next?", caption, header, rows)] if rows else []
+    kinds = (
+        ("comparisons", "better than the next?", "next", board.comparisons),
+        ("changes", "what did the change do?", "it is like", board.changes),
+    )
+    out = []
+    for name, title, other, found in kinds:
+        rows = [_comparison(h, c) for h in board.headlines for c in found[h.metric]]
+        header = ("metric", "NFE", "method", other, "difference", "95 % interval", "p (Holm)", "real", "prompts needed")
+        out += [_table(board, name, title, caption, header, rows)] if rows else []
+    return out
+
+
+def _comparison(headline: Headline, c: Comparison) -> tuple[str, ...]:
+    digits = headline.digits + 1
+    span = (
+        NONE if c.difference is None else f"[{number(c.difference.low, digits)}, {number(c.difference.high, digits)}]"
+    )
+    verdict = NONE if c.difference is None else "yes" if c.real else "no"
+    texts = (f"{c.value:+.{digits}f}", span, number(c.p_holm, 4), verdict, needed(c))
+    return (headline.metric, str(c.nfe), c.row, c.other, *texts)
 
 
 def needed(c: Comparison) -> str:
