@@ -187,7 +187,8 @@ class Trainer:
         for start in own[::size]:
             held = range(start, min(start + size, own.stop))
             batch = self.loader.batch(turn.step, held, total)
-            rng = Rng(self.seed, turn.step, turn.key, held, total, self.backbone.shape)
+            shape = self.backbone.shape if batch.x is None else batch.x.shape[1:]
+            rng = Rng(self.seed, turn.step, turn.key, held, total, shape)
             batch, draws = self.group.moved((batch, self.method.draw(batch, rng, turn)))
             with self._precision(), self.group.placing(), self.lockstep.together(batch.null):
                 terms = self.method.loss(self.networks, batch, draws, turn)
