@@ -15,6 +15,8 @@ import numpy as np
 
 from twinbench import statistics
 
+DRAWN = 100  # draws at once
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +25,7 @@ def frechet(a: Any, b: Any) -> float:
     """Frechet distance of the normal fits to features a [n, d] and b [m, d], >= 0."""
     a, b = _features(a, b)
     mean, cov = _moments(b)
-    return _distance(*_moments(a), mean, cov, _root(cov))
+    return float(_distance(*_moments(a), mean, cov, _root(cov)))
 
 
 def frechet_to(a: Any, mean: Any, covariance: Any) -> float:
@@ -34,7 +36,7 @@ def frechet_to(a: Any, mean: Any, covariance: Any) -> float:
     a, _ = _features(a, a)
     if covariance.shape != (a.shape[1], a.shape[1]) or mean.shape != (a.shape[1],):
         raise ValueError(f"features of {a.shape[1]} numbers, a reference of {tuple(covariance.shape)}")
-    return _distance(*_moments(a), mean, covariance, _root(covariance))
+    return float(_distance(*_moments(a), mean, covariance, _root(covariance)))
 
 
 def kernel_distance(a: Any, b: Any) -> float:
@@ -57,15 +59,19 @@ def frechet_draws(x: Any, keys: Sequence[str], reference: Any, draws: int = 1000
     if len(place) != len(x):
         raise ValueError(f"{len(x)} features have {len(place)} keys")
     mean, cov = _moments(reference)
-    root, center, rng = _root(cov), x.mean(0), np.random.default_rng(seed)
-    x, out = x - center, np.empty(draws)
-    for i in range(draws):
-        weight = torch.as_tensor(statistics.resample(rng, len(unique), 1)[0][place])
-        total = weight.sum()
-        shift = weight @ x / total
-        spread = (x.T @ (weight[:, None] * x) - total * torch.outer(shift, shift)) / (total - 1)
-        out[i] = _distance(shift + center, spread, mean, cov, root)
-    return out
+    root, center, rng, d = _root(cov), x.mean(0), np.random.default_rng(seed), x.shape[1]
+    x, place = x - center, torch.as_tensor(place)
+    counts = torch.bincount(place).to(x)
+    sums = x.new_zeros(len(unique), d).index_add(0, place, x)  # of every key: of its rows, and of their squares
+    squares = x.new_zeros(len(unique), d * d).index_add(0, place, (x[:, :, None] * x[:, None]).flatten(1))
+    out = []
+    for start in range(0, draws, DRAWN):
+        weight = torch.as_tensor(statistics.resample(rng, len(unique), min(DRAWN, draws - start)))
+        total = (weight @ counts)[:, None]
+        shift = weight @ sums / total
+        spread = (weight @ squares - total * (shift[:, :, None] * shift[:, None]).flatten(1)) / (total - 1)
+        out.append(_distance(shift + center, spread.unflatten(1, (d, d)), mean, cov, root))
+    return torch.cat(out).numpy()
 
 
 # ---- parts ----
@@ -94,13 +100,15 @@ def _root(cov: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def _distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, root_b: Tensor) -> float:
+def _distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, root_b: Tensor) -> Tensor:
+    """[..., d], [..., d, d] against one mean, covariance and its root -> [...]."""
     import torch
 
     product = root_b @ cov_a @ root_b
-    values = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0)
-    gap = (mean_a - mean_b).square().sum()
-    return max(0.0, float(gap + cov_a.trace() + cov_b.trace() - 2 * values.sqrt().sum()))
+    values = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0)
+    gap = (mean_a - mean_b).square().sum(-1)
+    traces = cov_a.diagonal(dim1=-2, dim2=-1).sum(-1) + cov_b.trace()
+    return (gap + traces - 2 * values.sqrt().sum(-1)).clamp(min=0)
 
 
 def _kernel_sum(a: Tensor, b: Tensor, rows: int = 2048) -> float:
