@@ -280,6 +280,8 @@ def test_settings_that_would_do_nothing_are_refused_by_the_one_to_set():
     assert "metric: huber" in refused(RCGM, huber_c=0.1)
     assert "metric: barron" in refused(RCGM, metric="l2", barron_c=0.1)
     assert "twin_share belongs to form: paper" in refused(TwinFlow, form="tutorial", twin_share=0.5)
+    for form in ("paper", "tutorial"):  # at order 0 their jumps would be asked for the velocity where they start
+        assert "set order to 1 or more" in refused(TwinFlow, form=form, order=0)
     assert "set squared: false" in refused(Consistency, squared=True, huber=0.1)
     for name, value in {"exact_local": 0.5, "match_weight": "kl", "generate": "average", "fake_steps": 2}.items():
         assert f"no {name}; it belongs to form: source" in refused(TwinFlow, form="paper", **{name: value})

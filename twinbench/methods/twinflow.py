@@ -72,6 +72,8 @@ class TwinFlow(AnyStep):
                 return self._twin_is_there()
             if self.form == "tutorial" and self.twin_share != 1 / 3:
                 raise ValueError("form: tutorial has every term on the whole batch; twin_share belongs to form: paper")
+            if self.order == 0:
+                raise ValueError(f"form: {self.form} has jumps to learn, and order: 0 has none; set order to 1 or more")
             if self.target == "pretrained" or self.image_free:
                 raise ValueError(f"form: {self.form} takes its targets from the student or its average, on data")
             for name in SOURCE_ONLY:
