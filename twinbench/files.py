@@ -7,12 +7,16 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from twinbench.errors import UserError
 
 
 def replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -30,6 +34,22 @@ def replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that takes its name when all is written. Raises UserError if the name is taken."""
+    if folder.exists():
+        raise UserError(f"{folder} is there already; give another folder, or delete it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        new.replace(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
         raise
 
 

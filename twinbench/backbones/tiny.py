@@ -6,8 +6,6 @@ it every step from cache to export is tried on a CPU.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from twinbench.backbones import tiny_words as words
 from twinbench.backbones.source import quiet
 from twinbench.errors import UserError
-from twinbench.files import read_json, write_json
+from twinbench.files import read_json, whole_folder, write_json
 
 LABELS = {"0": "tench, Tinca tinca", "1": "goldfish, Carassius auratus", "9": "ostrich, Struthio camelus"}
 
@@ -34,17 +32,11 @@ def tiny(name: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = MAKERS[name]()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        pipeline.save_pretrained(unfinished)
+    with whole_folder(folder) as new:
+        pipeline.save_pretrained(new)
         if name == "dit":  # diffusers reads this list, but does not write it
-            index = read_json(unfinished / "model_index.json")
-            write_json(unfinished / "model_index.json", {**index, "id2label": LABELS})
-        unfinished.replace(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+            index = read_json(new / "model_index.json")
+            write_json(new / "model_index.json", {**index, "id2label": LABELS})
     return folder
 
 

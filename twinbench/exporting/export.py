@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from twinbench.backbones.pipeline import TARGET_TIME, PipelineBackbone
 from twinbench.backbones.two_time import TargetTime
 from twinbench.errors import UserError
 from twinbench.exporting.card import card, licence_of, settings_of
-from twinbench.files import read_json, write_json, write_text
+from twinbench.files import read_json, whole_folder, write_json, write_text
 from twinbench.recipe import Resolved
 from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.start import trained
@@ -92,7 +89,7 @@ def write_pipeline(
     settings: what `twinbench.json` says; where it has `any_step`, the target time is kept beside. The network is
     used up: its weights are folded and cast. Raises UserError if the folder is there already."""
     biases, left = folded(network), rest(network)
-    with _unfinished(folder) as new:
+    with whole_folder(folder) as new:
         index = _copy_parts(network.source.folder(), new)
         network.transformer.load_state_dict(biases, strict=False)
         network.transformer.to(dtype).save_pretrained(new / "transformer")
@@ -117,7 +114,7 @@ def write_lora(
     if not hasattr(kind, "save_lora_weights"):
         raise UserError(f"{network.pipeline} takes no adapters; export the merged weights (--merged)")
     layers = lora_layers(network, tensors, scale)
-    with _unfinished(folder) as new:
+    with whole_folder(folder) as new:
         kind.save_lora_weights(new, transformer_lora_layers=layers, weight_name=LORA)
         _finish(network, new, settings, card, rest(network))
     return folder
@@ -143,22 +140,6 @@ def _copy_parts(source: Path, target: Path) -> dict[str, Any]:
         if named and part not in ("transformer", "scheduler") and (source / part).is_dir():
             shutil.copytree(source / part, target / part)
     return index
-
-
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder that takes its name when all is written."""
-    if folder.exists():
-        raise UserError(f"{folder} is there already; give another folder, or delete it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        new.replace(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 # ---- a run ----
