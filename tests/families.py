@@ -48,8 +48,9 @@ def prompts(name):
     return ["1", "ostrich"] if name == "dit" else ["a cat", "a red bench in the rain"]
 
 
-def noise(network, seed=1):
-    return torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(seed))
+def noise(network, seed=1, pixels=(SIDE, SIDE)):
+    shape = network.shape[0], *(side // network.factor for side in pixels)
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def call(network, cond, z, t=T, r=R):
@@ -67,11 +68,12 @@ def disturb(network, seed=3):
 
 
 def stock_images(pipeline, network, name, z, **options):
-    """What the unmodified pipeline draws from this noise: [n, 3, SIDE, SIDE] in [0, 1]."""
+    """What the unmodified pipeline draws from this noise: [n, 3, height, width] in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     if name == "sana":
         options["use_resolution_binning"] = False
-    options |= {"height": SIDE, "width": SIDE, "output_type": "pt", **network.unguided}
+    height, width = (side * network.factor for side in z.shape[2:])
+    options |= {"height": height, "width": width, "output_type": "pt", **network.unguided}
     return pipeline(prompt=prompts(name), latents=pack(z) if name in PACKED else z.clone(), **options).images
 
 

@@ -24,18 +24,19 @@ def vanilla(network, name, cond, z, t):
         return twin.velocity(z, t, cond)
 
 
+@pytest.mark.parametrize("pixels", [(64, 64), (64, 96), (96, 32)], ids=["square", "wide", "high"])
 @pytest.mark.parametrize("name", WORDED)
-def test_euler_steps_of_the_velocity_draw_the_stock_image(name):
+def test_euler_steps_of_the_velocity_draw_the_stock_image(name, pixels):
     network = families.backbone(name)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(families.folder(name))
-    z = families.noise(network)
+    z = families.noise(network, pixels=pixels)
     stock = families.stock_images(pipeline, network, name, z, num_inference_steps=3)
     times = tuple(pipeline.scheduler.sigmas[:-1].tolist())
     ours = families.decoded(
         network, sample(network, z, network.encode(families.prompts(name)), Schedule(times, "same"))
     )
     assert len(times) == 3
-    assert stock.std() > 0.02
+    assert stock.std() > 0.02 and stock.shape[2:] == pixels
     assert (ours - stock).abs().max() < 1e-5
 
 

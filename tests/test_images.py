@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from twinbench import plugins
-from twinbench.data.captioned import square
+from twinbench.data.buckets import covering
 from twinbench.errors import UserError, WorkError
 
 CAPTIONS = ["a red bench", "two cats, one of them asleep", "ein Fenster", "a wave"]
@@ -127,9 +127,9 @@ def test_prompts_alone(tmp_path):
 def test_the_middle_square_is_kept():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255
-    assert (square(wide, 10) == 255).all()
-    assert square(wide, 5).shape == (5, 5, 3) and square(wide, 5)[:, 1:4].min() > 200
-    assert square(wide.transpose(1, 0, 2), 20).shape == (20, 20, 3)
+    assert (covering(wide, (10, 10)) == 255).all()
+    assert covering(wide, (5, 5)).shape == (5, 5, 3) and covering(wide, (5, 5))[:, 1:4].min() > 200
+    assert covering(wide.transpose(1, 0, 2), (20, 20)).shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class DiT(PipelineBackbone):
     network = "DiTTransformer2DModel"
     time = "transformer_blocks.*.norm1.emb"
     last = "transformer_blocks.*.norm1.emb.timestep_embedder.linear_2"
+    oblong = False  # diffusers' class puts the tokens together to a square
     stock = False
     lora_targets = r".*\btransformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
 

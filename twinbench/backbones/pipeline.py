@@ -58,7 +58,10 @@ class PipelineBackbone(TwoTimed, Backbone):
     patch: ClassVar[int] = 2  # latents a token's side
     masked: ClassVar[bool] = False  # whether the transformer takes a mask of the words
     unguided: ClassVar[Mapping[str, float]] = {"guidance_scale": 1.0}  # what turns the stock pipeline's guidance off
+    oblong: ClassVar[bool] = True  # whether latents may be of another shape than a square
     stock: ClassVar[bool] = True  # whether the stock pipeline can sample a flow at given times
+    own: ClassVar[tuple[str, ...]] = ()  # folders of the model that make its words, which no stock pipeline knows
+    length: ClassVar[int | None] = None  # words of a prompt, where all have as many
     full = ("target_time",)
 
     def __init__(self, config: PipelineConfig) -> None:
@@ -102,6 +105,11 @@ class PipelineBackbone(TwoTimed, Backbone):
         if side % (factor * self.patch):
             raise ValueError(f"resolution {side} must be a multiple of {factor * self.patch}")
         return self.channels, side // factor, side // factor
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a latent's side."""
+        return self.config.resolution // self.shape[-1]
 
     def _paths(self, pattern: str) -> list[str]:
         """A path with a * for each block."""

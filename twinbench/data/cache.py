@@ -4,9 +4,10 @@ memory.
     <root>/<pipeline>-<hash>/index.json      all that the contents depend on
                              null.safetensors, shard-00000.safetensors, ...
 
-A shard holds consecutive samples: latents [n, C, h, w]; the words of all its samples one after the other, without
-padding, with the offset of each; what else a family conditions on, stacked. A shard is written when it is whole, so a
-kill loses one at most, and it is a function of its samples alone, so any number of processes writes the same bytes.
+A shard holds consecutive samples: latents [n, C, h, w], or one by one where their shapes differ; the words of all its
+samples one after the other, without padding, with the offset of each; what else a family conditions on, stacked. A
+shard is written when it is whole, so a kill loses one at most, and it is a function of its samples alone, so any number
+of processes writes the same bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from twinbench.backbones.codec import Words
 from twinbench.backbones.pipeline import PipelineBackbone, PipelineConfig
 from twinbench.backbones.source import Source
+from twinbench.data.buckets import PARTS, Buckets, grouped
 from twinbench.data.captioned import Captioned
 from twinbench.data.samples import Encoded, WordSamples
 from twinbench.errors import UserError
@@ -37,6 +39,7 @@ SCHEMA = "twinbench.cache/1"
 SHARD = 256  # samples; of Qwen-Image at 512 pixels about 300 MB
 OPEN = 64  # shards that a reader keeps open
 CROP = "the middle square, by Lanczos"
+LATENTS = "latents"  # of all samples; of one of them, by its place in the shard: latents.17
 
 
 def key(kind: type[PipelineBackbone], config: PipelineConfig, data: Captioned) -> dict[str, Any]:
@@ -46,8 +49,10 @@ def key(kind: type[PipelineBackbone], config: PipelineConfig, data: Captioned) -
     source = Source(config.model, config.revision, config.offline)
     index = source.sizes(kind.pipeline)
     parts = sorted(name for name, part in index.items() if isinstance(part, list | tuple) and part[0])
-    words = [name for name in parts if name not in ("transformer", "scheduler", "vae")]
-    seen = {"vae": source.sha256("vae"), "resolution": config.resolution, "crop": CROP} if data.pictures else None
+    words = [*(name for name in parts if name not in ("transformer", "scheduler", "vae")), *kind.own]
+    widest = data.config.aspect_buckets
+    crop = f"buckets up to {widest}, {PARTS} parts, by Lanczos" if widest else CROP
+    seen = {"vae": source.sha256("vae"), "resolution": config.resolution, "crop": crop} if data.pictures else None
     return {
         "schema": SCHEMA,
         "pipeline": kind.pipeline,
@@ -131,8 +136,12 @@ def _stacked(encoded: Encoded, rows: range) -> dict[str, Tensor]:
     if "text" in words[0]:
         out["text"] = torch.cat([word["text"] for word in words])
         out["offset"] = torch.tensor([0, *(len(word["text"]) for word in words)]).cumsum(0)
-    latents = encoded.latents(rows)
-    return out if latents is None else {**out, "latents": latents}
+    if not encoded.data.pictures:
+        return out
+    latents = [encoded.latent(i) for i in rows]
+    if encoded.alike:
+        return {**out, LATENTS: torch.stack(latents)}
+    return {**out, **{f"{LATENTS}.{at}": x for at, x in enumerate(latents)}}
 
 
 class Cached(WordSamples):
@@ -156,18 +165,33 @@ class Cached(WordSamples):
     def __len__(self) -> int:
         return self.cache.samples
 
+    def _slice(self, i: int, name: str) -> Any:
+        """A tensor of the shard of a sample, unread."""
+        return self._shard(i // self.cache.shard)[0].get_slice(name)
+
     def _row(self, i: int, name: str) -> Tensor:
         at = i % self.cache.shard
-        return self._shard(i // self.cache.shard)[0].get_slice(name)[at : at + 1][0]
+        return self._slice(i, name)[at : at + 1][0]
+
+    def _own(self, i: int) -> str:
+        """What the latents of a sample are called where shapes differ."""
+        return f"{LATENTS}.{i % self.cache.shard}"
+
+    def buckets(self) -> Buckets:
+        if self._own(0) not in self._shard(0)[1]:
+            return super().buckets()
+        return grouped(tuple(self._slice(i, self._own(i)).get_shape()[1:]) for i in range(len(self)))
 
     def latents(self, rows: Sequence[int]) -> Tensor | None:
-        if "latents" not in self._shard(0)[1]:
-            return None
-        return torch.stack([self._row(i, "latents") for i in rows])
+        names = self._shard(0)[1]
+        if self._own(0) in names:
+            return torch.stack([self._slice(i, self._own(i))[:] for i in rows])
+        return torch.stack([self._row(i, LATENTS) for i in rows]) if LATENTS in names else None
 
     def words(self, i: int) -> Words:
         file, names, offset = self._shard(i // self.cache.shard)
-        out = {name: self._row(i, name) for name in names if name not in ("latents", "text", "offset")}
+        told = [name for name in names if name not in ("text", "offset") and not name.startswith(LATENTS)]
+        out = {name: self._row(i, name) for name in told}
         if offset is not None:
             first, end = offset[i % self.cache.shard : i % self.cache.shard + 2].tolist()
             out["text"] = file.get_slice("text")[first:end]

@@ -26,6 +26,11 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 class CaptionedConfig(Strict):
     cache: str | None = Field(None, description="where latents and embeddings are kept; null: RUNS/cache")
     limit: int | None = Field(None, ge=1, description="only the first samples")
+    aspect_buckets: float | None = Field(
+        None,
+        gt=1,
+        description="the longer side over the shorter one, at most, of what pictures are cut to; null: squares",
+    )
 
 
 class StoredConfig(CaptionedConfig):
@@ -48,6 +53,8 @@ class Captioned(ABC):
         self.prompts = list(self.captions())[: config.limit]
         if not self.prompts:
             raise UserError(f"{getattr(config, 'path', 'data')} holds no samples for this kind of data")
+        if config.aspect_buckets and not self.pictures:
+            raise UserError("prompts alone have no aspect; leave data.aspect_buckets out")
 
     @abstractmethod
     def captions(self) -> Sequence[str]:
@@ -70,18 +77,6 @@ class Captioned(ABC):
         for piece in self.pieces():
             digest.update(f"\0{piece}".encode())
         return digest.hexdigest()
-
-
-def square(picture: np.ndarray, side: int) -> np.ndarray:
-    """The middle of a picture uint8 [h, w, 3], its shorter side scaled to `side`: [side, side, 3]."""
-    from PIL import Image
-
-    h, w = picture.shape[:2]
-    scale = side / min(h, w)
-    size = max(side, round(w * scale)), max(side, round(h * scale))
-    scaled = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS) if size != (w, h) else picture
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return np.asarray(scaled)[top : top + side, left : left + side]
 
 
 def opened(data: bytes, where: str) -> np.ndarray:

@@ -14,7 +14,8 @@ from twinbench.backbones.base import Backbone
 from twinbench.backbones.codec import Words, padded
 from twinbench.backbones.pipeline import PipelineBackbone
 from twinbench.data.base import World, from_bytes
-from twinbench.data.captioned import Captioned, square
+from twinbench.data.buckets import Buckets, buckets, covering, grouped, nearest
+from twinbench.data.captioned import Captioned
 from twinbench.flow import Cond, take
 
 
@@ -26,7 +27,7 @@ class Samples(ABC):
 
     @abstractmethod
     def latents(self, rows: Sequence[int]) -> Tensor | None:
-        """x of some samples: float32 [n, *shape]; None where there are prompts alone."""
+        """x of some samples of one bucket: float32 [n, *shape]; None where there are prompts alone."""
 
     @abstractmethod
     def cond(self, rows: Sequence[int]) -> Cond:
@@ -35,6 +36,10 @@ class Samples(ABC):
     @abstractmethod
     def null(self, n: int) -> Cond:
         """n empty conditions."""
+
+    def buckets(self) -> Buckets:
+        """All samples, by the height and width of their latents; by () where these are alike."""
+        return {(): range(len(self))}
 
 
 class WorldSamples(Samples):
@@ -86,14 +91,29 @@ class Encoded(WordSamples):
     def __init__(self, data: Captioned, backbone: PipelineBackbone, device: torch.device | str = "cpu") -> None:
         self.data, self.backbone, self.device = data, backbone, torch.device(device)
         self.masked = backbone.masked
+        cell, widest = backbone.factor * backbone.patch, data.config.aspect_buckets or 1.0
+        self.sizes = buckets(backbone.config.resolution, cell, widest)
 
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def alike(self) -> bool:
+        """Whether all latents have one shape."""
+        return len(self.sizes) == 1
+
+    def buckets(self) -> Buckets:
+        """Where latents differ, every picture is opened for it."""
+        if self.alike:
+            return super().buckets()
+        sizes = (nearest(self.sizes, *self.data.picture(i).shape[:2]) for i in range(len(self)))
+        return grouped((h // self.backbone.factor, w // self.backbone.factor) for h, w in sizes)
+
     @torch.no_grad()
     def latent(self, i: int) -> Tensor:
-        """Of one sample: [*shape]."""
-        picture = square(self.data.picture(i), self.backbone.config.resolution)
+        """Of one sample: [C, h, w]."""
+        picture = self.data.picture(i)
+        picture = covering(picture, nearest(self.sizes, *picture.shape[:2]))
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
         vae = self.backbone.codec.vae(self.device)
         return self.backbone.encoded(vae, from_bytes(pixels).to(self.device))[0].float().cpu()

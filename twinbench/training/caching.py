@@ -33,9 +33,13 @@ def pipeline_of(section: BackboneSection) -> tuple[type[PipelineBackbone], Pipel
 
 
 def cache_of(section: BackboneSection, data: Captioned, runs: Path) -> Cache:
-    """The cache of some data for a backbone, whether it is there or not."""
+    """The cache of some data for a backbone, whether it is there or not. Raises UserError for aspect buckets, if the
+    backbone takes squares alone."""
+    kind, config = pipeline_of(section)
+    if data.config.aspect_buckets and not kind.oblong:
+        raise UserError(f"backbone {section.name!r} takes square pictures alone; leave data.aspect_buckets out")
     root = Path(data.config.cache) if data.config.cache else runs / "cache"
-    return Cache(root, key(*pipeline_of(section), data), len(data))
+    return Cache(root, key(kind, config, data), len(data))
 
 
 def sizes_only(section: BackboneSection) -> PipelineBackbone:
