@@ -127,12 +127,14 @@ def test_shards_may_wait_in_the_memory_of_the_host(tmp_path, one):
         train(resolved("moons", "twinflow", *MOONS, "train.offload=true"), tmp_path)
 
 
-def test_lower_precision_trains_nearly_the_same(tmp_path):
-    settings = resolved("digits", "twinflow", *DIGITS, *STEPS, "train.budget=2", "train.precision=bfloat16")
+@pytest.mark.parametrize("label, term", [("twinflow", "base"), ("dmd2", "critic.fake"), ("progressive", "progressive")])
+def test_lower_precision_trains_nearly_the_same(tmp_path, label, term):
+    own = OWN.get(label, ())
+    settings = resolved("digits", label, *DIGITS, *STEPS, *own, "train.budget=2", "train.precision=bfloat16")
     _, log, _ = end(train(settings, tmp_path / "one"))
     for _, rows, _ in ends(tmp_path / "two", settings):
         for row, alone in zip(rows, log, strict=True):
-            assert row["base"] == pytest.approx(alone["base"], rel=0.05)
+            assert row[term] == pytest.approx(alone[term], rel=0.05)
 
 
 def followed(seed=0):
@@ -146,7 +148,7 @@ def followed(seed=0):
     follower = Average(plain, 0.9)
     call = (torch.ones(3, 2), torch.full((3,), 0.7), torch.full((3,), 0.2), network.null(3))
     with joined(resolved("moons", "twinflow", *MOONS).train, gpu=False) as group, torch.no_grad():
-        average, said = Average(network, 0.9, group.copies(network)()), []
+        average, said = Average(network, 0.9, group.copies(network)(None)), []
         for k in range(4):
             said.append((average.network(*call), follower.network(*call)))
             for net, own in ((network, average), (plain, follower)):

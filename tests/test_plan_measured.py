@@ -16,6 +16,7 @@ from twinbench.planning.tally import method_of, needs, tally
 from twinbench.randomness import Rng
 from twinbench.sections import BackboneSection
 from twinbench.training.networks import assemble, make_backbone
+from twinbench.training.parallel import ALONE, casting, lower
 
 
 def worked(method, owned, backbone, rows=8):
@@ -39,7 +40,7 @@ def held(network, optimizers=()):
     return [sum(t.numel() * t.element_size() for t in tensors) for tensors in (parameters, grads, moments)]
 
 
-LORA = "train.lora={rank: 3}"
+LORA, LOW = "train.lora={rank: 3}", "train.precision=bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,9 @@ LORA = "train.lora={rank: 3}"
         ("dmd2", ("methods.dmd2.fake=lora", "methods.dmd2.lora={rank: 2}")),
         ("dmd2", ("methods.dmd2.fake=lora", "methods.dmd2.lora={rank: 2}", LORA)),
         ("progressive", (LORA,)),
+        ("dmd2", (LOW,)),
+        ("dmd", ("methods.dmd.fake=lora", "methods.dmd.lora={rank: 2}", LOW)),
+        ("dmd", (LORA, LOW)),
     ],
 )
 def test_networks_hold_what_the_plan_says(label, items):
@@ -61,9 +65,11 @@ def test_networks_hold_what_the_plan_says(label, items):
     backbone = make_backbone(settings.backbone, 0)
     train, method = settings.train, method_of(settings)
     setup = Setup(1, 1e9, 8, lora=train.lora.rank if train.lora else None, optimizer=train.optimizer)
-    parts = {part.name: part for part in Plan(meta.counted(backbone), needs(method), setup, 1).parts}
+    model = meta.counted(backbone, lower(train))
+    parts = {part.name: part for part in Plan(model, needs(method), setup, 1).parts}
     owned = assemble(backbone, method, train)
-    worked(method, owned, backbone)
+    with casting(train, ALONE.device):
+        worked(method, owned, backbone)
     for name, one in owned.trained.items():
         part = parts.pop(name)
         measured = held(one.network, one.optimizers)

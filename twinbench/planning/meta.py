@@ -63,7 +63,7 @@ def empty(section: BackboneSection) -> Backbone:
 def counted(network: Backbone, precision: torch.dtype | None = None) -> Model:
     """Of a backbone on any device, whose parameters are left as they are, but for their precision.
 
-    precision: of the products; None: of the weights."""
+    precision: of the products; None: of the weights. It is that of the activations of a large model."""
     parameters = dict(network.named_parameters())
     size = next(iter(parameters.values())).element_size()
     blocks = list(getattr(network, "blocks", None) or ())
@@ -82,7 +82,7 @@ def counted(network: Backbone, precision: torch.dtype | None = None) -> Model:
     latent = count([torch.empty(network.shape, device="meta")])
     cond = condition(network, MEAN)
     words = sum(v[0].numel() * _word_size(network) for name, v in cond.items() if name in ("text", "pooled"))
-    if precision:
+    if precision and isinstance(network, PipelineBackbone):  # a small network takes numbers of its own precision alone
         network.to(precision)
     cost = passed(network, condition(network, LONGEST))
     products = (precision or next(iter(parameters.values())).dtype).itemsize
@@ -117,6 +117,8 @@ def condition(network: Backbone, tokens: int) -> Cond:
     if network.pipeline in FIXED:
         before, default = FIXED[network.pipeline]
         tokens = before + (longest or default)
+    elif network.length:
+        tokens = network.length
     elif longest:
         tokens = min(tokens, longest)
     cond = {"text": torch.zeros(1, tokens, width, device=device)}

@@ -44,6 +44,11 @@ class Model:
     latent: int
     words: int
 
+    @property
+    def frozen(self) -> int:
+        """Bytes of a number of a frozen copy."""
+        return min(self.size, self.products)
+
     def of_rank(self, rank: int) -> int:
         """Parameters of an adapter."""
         return rank * self.adapter + self.full
@@ -63,8 +68,7 @@ class Needs:
 @dataclass(frozen=True)
 class Setup:
     """How it is trained. memory: bytes of a GPU; micro: rows at once on it, None for all that are its own; offload: the
-    shards wait in the host's memory; lora: the rank, None for all weights; average: whether there is one; frozen: bytes
-    of a number of a frozen teacher, None: as it is stored."""
+    shards wait in the host's memory; lora: the rank, None for all weights; average: whether there is one."""
 
     gpus: int
     memory: float
@@ -75,7 +79,6 @@ class Setup:
     lora: int | None = None
     optimizer: str = "adamw"
     average: bool = True
-    frozen: int | None = None
 
     @property
     def rows(self) -> int:
@@ -133,9 +136,9 @@ class Plan:
         based = bool(s.lora or on_base)
         if based:
             what = "base, teacher" if needs.teacher and not (s.lora and needs.phases) else "base"
-            yield Part(what, m.parameters, m.parameters * m.size)
+            yield Part(what, m.parameters, m.parameters * (m.size if s.lora else m.frozen))
         if needs.teacher and not based:
-            yield Part("teacher", m.parameters, m.parameters * (s.frozen or m.size))
+            yield Part("teacher", m.parameters, m.parameters * m.frozen)
         if needs.teacher and s.lora and needs.phases:
             yield Part("teacher", m.of_rank(s.lora), m.of_rank(s.lora) * FULL, sharded=False)
 

@@ -89,7 +89,7 @@ def tally(resolved: Resolved, depth: int, images: bool, steps: int = STEPS) -> T
     if not method.turns(0):
         return Tally(0.0, 0.0, before)
     rows = min(train.batch, ROWS)
-    plain = train.model_copy(update={"lora": None, "optimizer": "adamw"})
+    plain = train.model_copy(update={"lora": None, "optimizer": "adamw", "precision": "float32"})
     owned = assemble(Twin(depth), method, plain, resolved.seed)
     networks, counters = owned.velocities(method.needs)
     alive = Alive(owned)

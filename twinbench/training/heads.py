@@ -83,7 +83,7 @@ def make_head(
     if not chosen or not all(0 <= i < len(blocks) for i in chosen):
         raise UserError(f"taps {chosen} must name blocks of the backbone, 0 to {len(blocks) - 1}")
     one = group.moved((torch.zeros(1, *codec.shape), torch.ones(1), torch.ones(1), codec.null(1)))
-    with torch.no_grad(), group.casting(), tapped([blocks[i] for i in chosen]) as features:
+    with torch.no_grad(), tapped([blocks[i] for i in chosen]) as features:
         teacher(*one)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "initial head"))

@@ -30,7 +30,7 @@ from twinbench.training.checkpoint import State
 from twinbench.training.lockstep import Lockstep
 from twinbench.training.networks import assemble
 from twinbench.training.pairs import Cost, PairLoader
-from twinbench.training.parallel import ALONE, Group, whole
+from twinbench.training.parallel import ALONE, Group, casting, whole
 from twinbench.training.preview import preview
 
 
@@ -190,7 +190,7 @@ class Trainer:
             shape = self.backbone.shape if batch.x is None else batch.x.shape[1:]
             rng = Rng(self.seed, turn.step, turn.key, held, total, shape)
             batch, draws = self.group.moved((batch, self.method.draw(batch, rng, turn)))
-            with self._precision(), self.group.placing(), self.lockstep.together(batch.null):
+            with casting(self.train, self.group.device), self.group.placing(), self.lockstep.together(batch.null):
                 terms = self.method.loss(self.networks, batch, draws, turn)
                 loss = terms.total()
             for name, term in terms.losses.items():
@@ -206,10 +206,6 @@ class Trainer:
             if not name.startswith("log.") and not math.isfinite(value):
                 raise self._stopped(turn, f"term {name!r}")
         return {name: value / rows.get(name, 1) for name, value in sums.items()}
-
-    def _precision(self) -> torch.autocast:
-        low = self.train.precision == "bfloat16"
-        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=low)
 
     def _rate(self, turn: Turn) -> float:
         rise = min(1.0, (turn.step + 1) / self.train.warmup) if self.train.warmup else 1.0
@@ -232,7 +228,7 @@ class Trainer:
             return  # the pairs keep themselves
         checkpoint.save_checkpoint(self.folder / "checkpoints", self.owned, self.state, self.train.keep, self.group)
         if isinstance(self.data, World):  # of a large model neither VAE nor text encoder is here: eval draws
-            with self.group.casting():
+            with casting(self.train, self.group.device):
                 picture = preview(self.evaluated, self.backbone, self.data, self.plans)
             if self.group.first:
                 write_bytes(self.folder / "samples" / f"step-{self.state.step:08d}.png", picture)

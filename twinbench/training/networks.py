@@ -22,7 +22,7 @@ from twinbench.settings import validate
 from twinbench.training.adapters import Adapters
 from twinbench.training.ema import Average
 from twinbench.training.heads import CountedHead, blocks_of, make_head
-from twinbench.training.parallel import ALONE, Group
+from twinbench.training.parallel import ALONE, Group, casting, lower, stored
 from twinbench.weights import FOLDER
 
 
@@ -154,7 +154,8 @@ def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimi
 
 def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, group: Group = ALONE) -> Owned:
     """All networks of a run, starting from the student's initial weights; of several processes, each holds its shards.
-    seed: of adapters' and head's random part.
+    A frozen copy is asked and never changed by small steps, so it is stored as products want it. seed: of adapters' and
+    head's random part.
 
     Raises UserError for adapters, or a head, on a backbone that takes none."""
     needs = method.needs
@@ -166,7 +167,7 @@ def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, gro
     if train.lora and critic == "network":
         networks["critic"] = group.shard(copy.deepcopy(student))
     if train.lora or critic == "lora":
-        adapters = Adapters(student if train.lora else copy.deepcopy(student))
+        adapters = Adapters(student if train.lora else stored(copy.deepcopy(student), lower(train)))
     if train.lora:
         networks["student"] = adapters.add("student", train.lora, seed)
         average = adapters.add("average", train.lora, seed)
@@ -178,16 +179,17 @@ def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, gro
         base = adapters.dealt(group)
     if not train.lora:
         copied = group.copies(student)
-        average = copied()
+        average = copied(None)
         if critic == "network":
-            networks["critic"] = copied()
+            networks["critic"] = copied(None)
     if frozen:
-        teacher = teacher or base or Average(student, 0, copied()).network
+        teacher = teacher or base or Average(student, 0, copied(lower(train))).network
     trained = {turn: Trained(network, make_optimizers(network, train)) for turn, network in networks.items()}
     blocks: Sequence[nn.Module] = ()
     if "head" in needs:
         assert teacher is not None
         blocks = blocks_of(adapters.base if base else teacher)
-        head = make_head(teacher, blocks, student, method.taps, seed, group)
+        with casting(train, group.device):
+            head = make_head(teacher, blocks, student, method.taps, seed, group)
         trained["head"] = Trained(head, make_optimizers(head, train.model_copy(update={"optimizer": "adamw"})))
     return Owned(trained, Average(networks["student"], train.ema, average), teacher, base, blocks)

@@ -27,7 +27,7 @@ from twinbench.sampler import Schedule, sample, schedule_times
 from twinbench.sections import Train
 from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.lockstep import Lockstep
-from twinbench.training.parallel import ALONE, Group
+from twinbench.training.parallel import ALONE, Group, casting
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,7 @@ class PairLoader(Loader):
         """The teacher's samples from noises z, of the prompts of some samples of the world."""
         z, (cond, null) = self.group.moved((z, self.prompts(rows.tolist())))
         schedule = Schedule(tuple(schedule_times(self.pairs.steps).tolist()), hop="same")
-        low = self.train.precision == "bfloat16"
-        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=low), self.group.placing():
+        with casting(self.train, self.group.device), self.group.placing():
             return sample(guided(teacher, null, self.pairs.guidance), z, cond, schedule).cpu()
 
     def _hold(self, first: int, x: Tensor, z: Tensor, cost: Cost) -> None:

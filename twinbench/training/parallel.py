@@ -36,6 +36,7 @@ from twinbench.run import alone
 from twinbench.sections import Train
 
 T = TypeVar("T")
+N = TypeVar("N", bound=nn.Module)
 CPU = torch.device("cpu")
 LOST = "another process of this training failed or was lost; the same command goes on from the last save"
 
@@ -92,25 +93,23 @@ class Group(Ranks):
         """Within it, new tensors are made on this process's device."""
         return nullcontext() if self.device.type == "cpu" else self.device
 
-    def casting(self) -> torch.autocast:
-        """Within it, a sharded network can be asked outside of training: what meets its gathered weights has their
-        precision."""
-        return torch.autocast(self.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None)
-
     # ---- networks ----
 
-    def copies(self, network: nn.Module) -> Callable[[], nn.Module]:
+    def copies(self, network: nn.Module) -> Callable[[torch.dtype | None], nn.Module]:
         """A maker of copies of a network, which itself is sharded here. A copy is made of the shards alone, so no
-        process ever holds a second network whole."""
+        process ever holds a second network whole. It is stored in the precision that the maker is given, if any."""
         if self.mesh is None:
-            return lambda: copy.deepcopy(network)
+            return lambda dtype: stored(copy.deepcopy(network), dtype)
         empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
         bare = copy.deepcopy(network, {**empty})
         self.shard(network)
 
-        def copied() -> nn.Module:
-            twin = self.shard(copy.deepcopy(bare))
-            twin.load_state_dict({k: v.clone() for k, v in network.state_dict().items()}, assign=True)
+        def copied(dtype: torch.dtype | None) -> nn.Module:
+            twin = self.shard(stored(copy.deepcopy(bare), dtype))
+            own = twin.state_dict()
+            twin.load_state_dict(
+                {k: v.to(own[k].dtype, copy=True) for k, v in network.state_dict().items()}, assign=True
+            )
             return twin
 
         return copied
@@ -151,6 +150,23 @@ class Group(Ranks):
 
 
 ALONE = Group()
+
+
+def lower(train: Train) -> torch.dtype | None:
+    """The precision of products, where it is lower than that of trained weights."""
+    return torch.bfloat16 if train.precision == "bfloat16" else None
+
+
+def casting(train: Train, device: torch.device) -> torch.autocast:
+    """Within it, networks are asked in the precision of products."""
+    return torch.autocast(device.type, lower(train) or torch.bfloat16, enabled=lower(train) is not None)
+
+
+def stored(network: N, dtype: torch.dtype | None) -> N:
+    """The network, its parameters kept in this precision from now on; None: as they are."""
+    for p in network.parameters():
+        p.data = p.data.to(dtype or p.dtype)
+    return network
 
 
 def sharded(network: Any) -> bool:
@@ -213,8 +229,7 @@ def joined(train: Train, gpu: bool) -> Iterator[Group]:
     lost = False
     try:
         mesh = init_device_mesh(device.type, (size,))
-        precision = torch.bfloat16 if train.precision == "bfloat16" else None
-        yield Group(dist.get_rank(), size, device, mesh, precision, bool(train.offload))
+        yield Group(dist.get_rank(), size, device, mesh, lower(train), bool(train.offload))
     except (RuntimeError, CheckpointException) as error:
         lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if lost:
