@@ -107,6 +107,17 @@ def test_the_identity_follows_captions_and_pictures(tmp_path):
     assert opened("images", path=str(tmp_path), limit=2).sha256() != first
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_other_bytes_of_a_picture_under_its_name_are_other_data(name, tmp_path, monkeypatch):
+    first = png
+    shas = []
+    for where, longer in (("a", -1), ("b", -1), ("c", 2)):
+        (tmp_path / where).mkdir()
+        monkeypatch.setitem(globals(), "png", lambda i, longer=longer: first(i) + b"." * (i == longer))
+        shas.append(MADE[name](tmp_path / where).sha256())
+    assert shas[0] == shas[1] != shas[2]  # wherever they lie
+
+
 def test_a_class_is_the_place_of_its_folder(tmp_path):
     for i, name in enumerate(("n02", "n01", "n02")):
         (tmp_path / name).mkdir(exist_ok=True)

@@ -66,13 +66,13 @@ class Captioned(ABC):
 
     @abstractmethod
     def pieces(self) -> Iterable[str]:
-        """What stands for the pictures in the identity of the data: names and sizes of files."""
+        """What stands for the pictures in the identity of the data: their names and sizes."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def sha256(self) -> str:
-        """Of the captions, and of the names and sizes of the files; pictures are not read for it."""
+        """Of the captions, and of the names and sizes of the pictures, which are not read for it."""
         digest = hashlib.sha256("\n".join(self.prompts).encode())
         for piece in self.pieces():
             digest.update(f"\0{piece}".encode())

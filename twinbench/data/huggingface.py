@@ -53,4 +53,13 @@ class HuggingFace(Captioned):
         return np.asarray(ImageOps.exif_transpose(self.rows[i][self.config.image]).convert("RGB"))
 
     def pieces(self) -> Iterable[str]:
-        return [f"{self.config.subset} {self.config.split} {self.config.revision} {len(self.rows)}"]
+        """Pictures lie within the dataset, or beside it as files or in archives."""
+        import pyarrow.compute
+
+        yield f"{self.config.subset} {self.config.split} {self.config.revision} {len(self.rows)}"
+        held = self.rows.data.column(self.config.image).slice(0, len(self))
+        sizes = pyarrow.compute.binary_length(pyarrow.compute.struct_field(held, "bytes"))
+        files = pyarrow.compute.struct_field(held, "path")
+        for size, file in zip(sizes.to_pylist(), files.to_pylist(), strict=True):
+            beside = size is None and Path(file).is_file()
+            yield str(Path(file).stat().st_size if beside else size)

@@ -33,6 +33,11 @@ class Entry:
     def picture(self) -> str | None:
         return next((suffix for suffix in PICTURES if suffix in self.places), None)
 
+    @property
+    def size(self) -> int:
+        """Of the picture, in bytes."""
+        return self.places[self.picture][2] if self.picture else 0
+
 
 class WebDataset(Captioned):
     Config: ClassVar[type[StoredConfig]] = StoredConfig
@@ -56,7 +61,8 @@ class WebDataset(Captioned):
         return opened(entry.read(entry.picture), entry.name)
 
     def pieces(self) -> Iterable[str]:
-        return [*sizes_of(self.tars), *(entry.name for entry in self.entries[: len(self)])]
+        held = self.entries[: len(self)]
+        return [*sizes_of(self.tars), *(f"{entry.name} {entry.size}" for entry in held)]
 
 
 def entries(tar: Path) -> list[Entry]:
