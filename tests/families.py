@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import diffusers
 import torch
 from diffusers.utils import logging
 from transformers.utils import logging as words_logging
@@ -21,10 +22,10 @@ logging.disable_progress_bar()
 words_logging.set_verbosity_error()
 words_logging.disable_progress_bar()
 
-WORDED = ["qwen-image", "sd3", "sana", "z-image", "flux"]
+WORDED = ["qwen-image", "sd3", "sana", "openuni", "z-image", "flux"]
 FAMILIES = [*WORDED, "dit"]
 PACKED = ("qwen-image", "flux")
-OFFICIAL = ["qwen-image", "sd3", "sana"]
+OFFICIAL = ["qwen-image", "sd3", "sana", "openuni"]
 SIDE = 64
 T, R = torch.tensor([0.9, 0.37]), torch.tensor([0.0, 0.2])
 _HOLD = tempfile.TemporaryDirectory()
@@ -67,14 +68,24 @@ def disturb(network, seed=3):
     return network
 
 
+def stock(folder, network, **options):
+    """The unmodified pipeline of a folder; without a text encoder where the words are the family's own."""
+    options |= dict.fromkeys(("text_encoder", "tokenizer")) if network.own else {}
+    return diffusers.DiffusionPipeline.from_pretrained(folder, **options)
+
+
 def stock_images(pipeline, network, name, z, **options):
     """What the unmodified pipeline draws from this noise: [n, 3, height, width] in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
-    if name == "sana":
+    if name in ("sana", "openuni"):
         options["use_resolution_binning"] = False
     height, width = (side * network.factor for side in z.shape[2:])
     options |= {"height": height, "width": width, "output_type": "pt", **network.unguided}
-    return pipeline(prompt=prompts(name), latents=pack(z) if name in PACKED else z.clone(), **options).images
+    asked = {"prompt": prompts(name)}
+    if network.own:
+        cond = network.encode(prompts(name))
+        asked = {"prompt_embeds": cond["text"], "prompt_attention_mask": cond["mask"]}
+    return pipeline(**asked, latents=pack(z) if name in PACKED else z.clone(), **options).images
 
 
 def decoded(network, x):

@@ -50,7 +50,7 @@ def test_latents_and_pixels_have_the_scale_of_the_stock_vae(name):
         if name == "qwen-image":
             raw, c = vae.encode(frames[:, :, None]).latent_dist.mode()[:, :, 0], vae.config
             expected = torch.stack([(raw[:, i] - c.latents_mean[i]) / c.latents_std[i] for i in range(4)], 1)
-        elif name == "sana":
+        elif name in ("sana", "openuni"):
             expected = vae.encode(frames).latent * vae.config.scaling_factor
         else:
             shift = vae.config.shift_factor or 0

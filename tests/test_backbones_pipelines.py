@@ -28,7 +28,7 @@ def vanilla(network, name, cond, z, t):
 @pytest.mark.parametrize("name", WORDED)
 def test_euler_steps_of_the_velocity_draw_the_stock_image(name, pixels):
     network = families.backbone(name)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(families.folder(name))
+    pipeline = families.stock(families.folder(name), network)
     z = families.noise(network, pixels=pixels)
     stock = families.stock_images(pipeline, network, name, z, num_inference_steps=3)
     times = tuple(pipeline.scheduler.sigmas[:-1].tolist())

@@ -62,8 +62,8 @@ def test_the_stock_pipeline_draws_the_students_images(name, tmp_path):
     ours = {nfe: drawn(network, name, z, times) for nfe, times in TIMES.items()}
     folder = write(network, tmp_path / "out", card.settings_of(resolved(name), network))
     entries = exported(folder)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
-    untrained = diffusers.DiffusionPipeline.from_pretrained(families.folder(name), scheduler=pipeline.scheduler)
+    pipeline = families.stock(folder, network)
+    untrained = families.stock(families.folder(name), network, scheduler=pipeline.scheduler)
     for nfe, image in ours.items():
         options = {"sigmas": list(entries[nfe].sigmas), "num_inference_steps": nfe}
         stock = families.stock_images(pipeline, network, name, z, **options)
@@ -157,8 +157,9 @@ def test_lora_weights_carry_the_adapters_and_the_target_time_into_the_stock_pipe
     settings = resolved(name, train={"lora": lora.model_dump()})
     folder = finished(tmp_path, settings, student)
     assert twinbench("export", folder, tmp_path / "out", "--results", tmp_path) == 0
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+    pipeline = families.stock(
         families.folder(name),
+        merged,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler"),
     )
     options = {"sigmas": list(TIMES[2]), "num_inference_steps": 2}

@@ -20,11 +20,13 @@ from twinbench.sampler import plan
 from twinbench.settings import validate
 from twinbench.training.start import measured, placed, start, trained
 
-LARGE = [name for name in recipe.shipped() if recipe.load(name).data.kind == "images"]
+LARGE = [name for name in recipe.shipped() if recipe.load(name).data.kind in ("images", "prompts")]
 EVERY = [(name, label) for name in LARGE for label in recipe.load(name).labels()]
 WANTED = [
     "flux-lora",
     "imagenet-256",
+    "openuni",
+    "openuni-image-free",
     "qwen-image",
     "qwen-image-lora",
     "sana-0.6b",
@@ -49,6 +51,9 @@ def test_there_are_all_of_them_with_all_rivals():
     assert WANTED == LARGE
     for name in LARGE:
         labels = recipe.load(name).methods
+        if recipe.load(name).data.kind == "prompts":
+            assert {*labels} == {"twinflow", "rcgm", "dmd", "pretrained"}  # the others need pictures
+            continue
         assert {*labels} >= RIVALS, name
         assert name == "imagenet-256" or {"dmd2", "flow-matching", "pretrained"} <= {*labels}
 
@@ -92,6 +97,15 @@ def test_official_numbers():
     assert sana.config["rectify"] == 0.75
     free = recipe.resolve(recipe.load("sana-0.6b"), "twinflow-image-free").config
     assert (free["image_free"], free["cfg_scale"], free["target"]) == (True, 4.0, "pretrained")
+    full, free = (recipe.resolve(recipe.load(name), "twinflow") for name in ("openuni", "openuni-image-free"))
+    assert (full.train.optimizer, full.train.lr, full.train.betas, full.train.ema) == (
+        "adamw",
+        1e-4,
+        (0.9, 0.95),
+        0.999,
+    )
+    assert (full.config["order"], full.config["cfg_scale"], full.config["rectify"]) == (2, 5.0, 0.75)
+    assert (free.config["image_free"], free.config["cfg_scale"], free.config["target"]) == (True, 4.0, "pretrained")
     mean = recipe.resolve(recipe.load("imagenet-256"), "meanflow").config
     assert mean["cfg_scale"] * (1 - mean["kappa"]) == pytest.approx(0.2)  # omega
 
@@ -137,7 +151,16 @@ def test_every_method_takes_a_step_on_qwen_image(label, runs):
     assert not trainer.backbone.codec._held
 
 
-@pytest.mark.parametrize(("name", "label"), [("sana-0.6b", "twinflow-image-free"), ("imagenet-256", "meanflow")])
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("sana-0.6b", "twinflow-image-free"),
+        ("imagenet-256", "meanflow"),
+        ("openuni", "consistency"),
+        ("openuni-image-free", "twinflow"),
+        ("openuni-image-free", "rcgm"),
+    ],
+)
 def test_other_families_take_a_step(name, label, runs):
     _, trainer = start(tiny(name, label, runs, "train.budget=1"), runs)
     assert [row["step"] for row in trainer] == [1] and trainer.finished

@@ -157,6 +157,8 @@ SIZES = {
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": SANA_1600M,
     "Efficient-Large-Model/Sana_600M_512px_diffusers": SANA_600M,
     "Efficient-Large-Model/Sana_600M_1024px_diffusers": SANA_600M,
+    "openuni-l-512": SANA_1600M,  # what openuni_convert writes: the names are the recipes'
+    "openuni-b-512": SANA_600M,
     "facebook/DiT-XL-2-256": DIT_XL_2,
 }
 

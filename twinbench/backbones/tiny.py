@@ -150,6 +150,16 @@ def sana() -> Any:
     )
 
 
+def openuni() -> Any:
+    from twinbench.backbones.openuni import TEMPLATE, Connector, Parts, Reader
+
+    pipeline, tokenizer = sana(), words.qwen_tokenizer("<img>")
+    pipeline.register_modules(text_encoder=None, tokenizer=None)
+    connector = Connector(queries=8, width=16, inner=24, layers=2, heads=2, words=8)
+    reader = Reader(tokenizer, words.qwen2(len(tokenizer)), connector, {"heads": 2, **TEMPLATE})
+    return Parts(pipeline, reader)
+
+
 def z_image() -> Any:
     import diffusers
 
@@ -241,6 +251,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "qwen-image": qwen_image,
     "sd3": sd3,
     "sana": sana,
+    "openuni": openuni,
     "z-image": z_image,
     "flux": flux,
     "dit": dit,

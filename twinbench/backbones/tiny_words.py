@@ -41,10 +41,11 @@ def _pairs(special: list[str], suffix: str = "") -> dict[str, Any]:
     return {"vocab": vocabulary, "merges": [tuple(merge) for merge in model["merges"]]}
 
 
-def qwen_tokenizer() -> Any:
+def qwen_tokenizer(*more: str) -> Any:
+    """more: marks that are one token each."""
     from transformers import Qwen2Tokenizer
 
-    marks = ["<|im_start|>", "<|im_end|>"]
+    marks = ["<|im_start|>", "<|im_end|>", *more]
     made = Qwen2Tokenizer(**_pairs(["<|endoftext|>"]), extra_special_tokens=marks, model_max_length=4096)
     made.chat_template = CHAT
     return made
@@ -146,5 +147,21 @@ def gemma(vocabulary: int) -> Any:
             num_hidden_layers=1,
             num_key_value_heads=2,
             vocab_size=vocabulary,
+        )
+    )
+
+
+def qwen2(vocabulary: int) -> Any:
+    from transformers import Qwen2Config, Qwen2Model
+
+    return Qwen2Model(
+        Qwen2Config(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=vocabulary,
+            max_position_embeddings=1024,
         )
     )

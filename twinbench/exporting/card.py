@@ -21,6 +21,8 @@ in the weights; with the pipeline's own on top every step costs two evaluations.
 the scheduler with `stochastic_sampling=True`."""
 FUSE = """The adapters carry a bias, and some of the layers below have none, so `fuse_lora` refuses them; `twinbench
 export --merged` writes the whole model with them in it."""
+OWN = """The stock pipeline cannot read prompts for this model: `text` and `mask` are what twinbench's backbone of the
+settings below says of one, `network.encode(["a cat"])`."""
 
 
 def settings_of(resolved: Resolved, network: PipelineBackbone) -> dict[str, Any]:
@@ -109,6 +111,8 @@ def _usage(network: PipelineBackbone, settings: dict[str, Any], base: str, lora:
     text += f"| evaluations | sigmas | fresh noise between steps |\n|--:|:--|:--|\n{rows}\n\n"
     if network.stock:
         text += NOTE
+    if network.own:
+        text += f"\n\n{OWN}"
     if lora and not fusible(network):
         text += f"\n\n{FUSE}"
     if "any_step" in settings:
@@ -130,7 +134,10 @@ def fusible(network: PipelineBackbone) -> bool:
 def _code(network: PipelineBackbone, entry: dict[str, Any], base: str, lora: bool) -> str:
     folder = base if lora else "this folder"
     lines = ["import torch", "from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler", ""]
-    lines += [f'pipe = DiffusionPipeline.from_pretrained("{folder}", dtype=torch.bfloat16).to("cuda")']
+    without, prompt = "", '"a cat"'
+    if network.own:
+        without, prompt = "text_encoder=None, tokenizer=None, ", "prompt_embeds=text, prompt_attention_mask=mask"
+    lines += [f'pipe = DiffusionPipeline.from_pretrained("{folder}", {without}dtype=torch.bfloat16).to("cuda")']
     if lora:
         lines += ['pipe.load_lora_weights("this folder")']
         lines += [
@@ -139,7 +146,7 @@ def _code(network: PipelineBackbone, entry: dict[str, Any], base: str, lora: boo
     off = ", ".join(f"{key}={value}" for key, value in network.unguided.items())
     side, steps = network.config.resolution, len(entry["sigmas"])
     call = f"num_inference_steps={steps}, sigmas={entry['sigmas']}, {off}"
-    return "\n".join([*lines, f'image = pipe("a cat", height={side}, width={side}, {call}).images[0]'])
+    return "\n".join([*lines, f"image = pipe({prompt}, height={side}, width={side}, {call}).images[0]"])
 
 
 def _scores(results: Path | None) -> str:

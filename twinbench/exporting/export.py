@@ -90,7 +90,7 @@ def write_pipeline(
     used up: its weights are folded and cast. Raises UserError if the folder is there already."""
     biases, left = folded(network), rest(network)
     with whole_folder(folder) as new:
-        index = _copy_parts(network.source.folder(), new)
+        index = _copy_parts(network.source.folder(), new, network.own)
         network.transformer.load_state_dict(biases, strict=False)
         network.transformer.to(dtype).save_pretrained(new / "transformer")
         _finish(network, new, settings, card, left)
@@ -132,12 +132,12 @@ def _finish(network: PipelineBackbone, new: Path, settings: dict[str, Any], card
     write_text(new / "README.md", card)
 
 
-def _copy_parts(source: Path, target: Path) -> dict[str, Any]:
-    """Copy every part of a pipeline but its transformer and scheduler; returns its index."""
+def _copy_parts(source: Path, target: Path, own: tuple[str, ...]) -> dict[str, Any]:
+    """Copy every part of a pipeline but its transformer and scheduler, and the family's own; returns its index."""
     index = read_json(source / "model_index.json")
-    for part, kind in index.items():
-        named = isinstance(kind, list) and kind[0] is not None
-        if named and part not in ("transformer", "scheduler") and (source / part).is_dir():
+    named = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    for part in (*named, *own):
+        if part not in ("transformer", "scheduler") and (source / part).is_dir():
             shutil.copytree(source / part, target / part)
     return index
 
