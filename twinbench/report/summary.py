@@ -109,8 +109,10 @@ def _of_preset(found: Sequence[Record], preset: str) -> list[Record]:
     if not preset:  # the choice of settings is shown with the candidates
         found = [r for r in found if not r.stem.endswith("-validation")]
     chosen = [r for r in found if part(r, "preset") == preset]
-    bases = {(r.run["recipe"], part(r, "like")) for r in chosen if preset}
-    return chosen + [r for r in found if not part(r, "preset") and (r.run["recipe"], r.run["label"]) in bases]
+    bases = {(r.run["recipe"], part(r, "like"), r.score.get("prompts")) for r in chosen if preset}
+    return chosen + [
+        r for r in found if not part(r, "preset") and (r.run["recipe"], r.run["label"], r.score.get("prompts")) in bases
+    ]
 
 
 def _world(group: Sequence[Record]) -> str | None:
