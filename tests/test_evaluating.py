@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import families
 import numpy as np
 import painted
 import pytest
@@ -24,6 +25,8 @@ from twinbench.benchmarks.base import Evidence
 from twinbench.errors import UserError, WorkError
 from twinbench.evaluating.judging import complete
 from twinbench.randomness import request_noise
+from twinbench.sampler import Plan, Schedule
+from twinbench.sources.drawing import Drawing
 from twinbench.sources.pipeline import Pipeline, PipelineSource
 from twinbench.sources.steps import StepOptions, Steps, plans
 from twinbench.sources.stored import Store, file_of
@@ -106,19 +109,17 @@ def test_a_picture_is_what_the_stock_pipeline_makes_of_the_noise_of_the_request(
     assert drawn[0].tolist() != drawn[1].tolist()
 
 
-def test_fresh_noise_belongs_to_the_request_and_the_step(pipelines):
-    source = PipelineSource(
-        Pipeline(str(pipelines("sd3")), 32, 2), "w", Steps(2, 2, (0.9, 0.5), 1.0, True), "painted", Path("images")
-    )
-    source.pipeline.load()
-    seen = []
-    source.pipeline.network.register_forward_hook(
-        lambda _, args, named, out: seen.append((named["hidden_states"], out[0])), with_kwargs=True
-    )
-    [*source.draw(REQUESTS[:2])]
-    (x, v), (y, _) = seen
-    fresh = torch.stack([request_noise(x.shape[1:], "painted", r.key, r.copy, "0") for r in REQUESTS[:2]])
-    torch.testing.assert_close(y, 0.5 * (x - 0.9 * v) + 0.5 * fresh, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("name", [*families.PACKED, "sd3", "sana", "z-image"])
+def test_a_pipeline_and_a_run_draw_the_same_pictures_from_the_noise_of_requests_and_steps(pipelines, name):
+    """The run's sampler on latents [C, h, w], the stock scheduler on what the pipeline makes of them."""
+    network = families.backbone(name, model=str(pipelines(name)), resolution=32).requires_grad_(False)
+    plan = Plan(3, Schedule((0.9, 0.6, 0.3), "same", renoise=1.0))
+    ours = Drawing(Path("ours"), network, plan, "painted", 2).fresh(REQUESTS[:2]).permute(0, 2, 3, 1)
+    steps = Steps(3, 3, (0.9, 0.6, 0.3), network.unguided.get("guidance_scale", 1.0) or 1.0, True)
+    source = PipelineSource(Pipeline(str(pipelines(name)), 32, 2), "w", steps, "painted", Path("images"))
+    theirs = source.fresh(REQUESTS[:2])
+    assert np.abs(ours.numpy().astype(int) - theirs).max() <= 1 and theirs.std() > 4
+    assert np.abs(theirs[0].astype(int) - theirs[1]).max() > 4
 
 
 def test_evaluations_are_counted_at_the_network(pipelines):

@@ -37,12 +37,8 @@ def permutation(n: int, *parts: object) -> Tensor:
 def request_noise(shape: Sequence[int], prompts: str, key: str, copy: int, name: str = "init") -> Tensor:
     """The noise of one request, float32 from a CPU generator seeded by the first 8 bytes of
     sha256("prompts\\0key\\0copy\\0name"); `name` is "init", or the number of a renoising."""
-    return torch.randn(*shape, generator=request_generator(prompts, key, copy, name))
-
-
-def request_generator(prompts: str, key: str, copy: int, name: str) -> torch.Generator:
-    """The generator that `request_noise` draws from, for programs that draw themselves."""
-    return torch.Generator().manual_seed(_eight_bytes(prompts, key, copy, name))
+    generator = torch.Generator().manual_seed(_eight_bytes(prompts, key, copy, name))
+    return torch.randn(*shape, generator=generator)
 
 
 class Rng:

@@ -1,12 +1,13 @@
 """Any text-to-image pipeline of diffusers, as it stands, at a few evaluations.
 
-Noise is paired as everywhere: the initial latents are those of the request, and every later noise comes from generators
-that belong to the request and the step. Evaluations are counted at the network, in rows, so guidance counts two.
+Noise is paired as everywhere: the initial latents and every later noise belong to the request and the step, whatever
+form the network takes them in. Evaluations are counted at the network, in rows, so guidance counts two.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -19,13 +20,13 @@ import torch
 from twinbench import files
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
-from twinbench.randomness import request_generator, request_noise
+from twinbench.randomness import request_noise
 from twinbench.recipe import digest
 from twinbench.sources.pictures import write_png
 from twinbench.sources.steps import SETTINGS, Steps
 from twinbench.sources.stored import Store, file_of
 
-SCHEMA = "twinbench.pipeline/1"
+SCHEMA = "twinbench.pipeline/2"
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")  # what a pipeline is made of
 
 
@@ -87,23 +88,24 @@ class Pipeline:
             raise UserError(f"{self.name} does not say how large its pictures are; --size 1024 does")
         return (latent * self.made.vae_scale_factor,) * 2
 
-    def noise(self, requests: Sequence[Request], prompts: str) -> torch.Tensor:
-        """The initial latents of the requests, in the form that the pipeline takes."""
+    def noise(self, requests: Sequence[Request], prompts: str, name: str = "init") -> torch.Tensor:
+        """The noise of the requests, float32, drawn as [channels, h, w] and brought to the form of the network."""
+        packs, shape = hasattr(self.made, "_pack_latents"), self._shape
+        rows = torch.stack([request_noise(shape, prompts, r.key, r.copy, name) for r in requests])
+        return self.made._pack_latents(rows, len(rows), *shape) if packs else rows
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of the latents of a picture."""
         height, width = self.pixels()
         config: Any = self.network.config
         channels = int(config.in_channels)
-        packs = hasattr(self.made, "_pack_latents")
-        if packs:  # two by two latents are one token
+        if hasattr(self.made, "_pack_latents"):  # two by two latents are one token
             side = 2 * self.made.vae_scale_factor
-            shape = (channels // 4, 2 * (height // side), 2 * (width // side))
-        else:
-            first = self.made.prepare_latents(
-                1, channels, height, width, torch.float32, torch.device("cpu"), torch.Generator()
-            )
-            shape = tuple((first[0] if isinstance(first, tuple) else first).shape[1:])
-        rows = torch.stack([request_noise(shape, prompts, r.key, r.copy) for r in requests])
-        rows = self.made._pack_latents(rows, len(rows), *shape) if packs else rows
-        return rows.to(next(self.network.parameters()).dtype)
+            return channels // 4, 2 * (height // side), 2 * (width // side)
+        cpu = torch.device("cpu")
+        first = self.made.prepare_latents(1, channels, height, width, torch.float32, cpu, torch.Generator())
+        return tuple((first[0] if isinstance(first, tuple) else first).shape[1:])
 
 
 class PipelineSource:
@@ -138,7 +140,7 @@ class PipelineSource:
         height, width = self.pipeline.pixels()
         arguments = self.plan.arguments(pipe) | {
             "prompt": [r.prompt for r in padded],
-            "latents": self.pipeline.noise(padded, self.prompts),
+            "latents": self.pipeline.noise(padded, self.prompts).to(next(self.pipeline.network.parameters()).dtype),
             "height": height,
             "width": width,
             "output_type": "np",
@@ -166,17 +168,25 @@ class PipelineSource:
         return (pictures[: len(requests)] * 255).round().astype(np.uint8)
 
     def _key_noise(self, scheduler: Any, requests: Sequence[Request]) -> None:
-        """Give a scheduler that draws noise at its i-th step the generators of the requests and of i."""
+        """Give a scheduler that draws noise at its i-th step that of the requests and of i."""
         step, at = scheduler.step, count()
-        if "generator" not in inspect.signature(step).parameters:
-            return
+        module: Any = sys.modules[type(scheduler).__module__]
+        draw = getattr(module, "randn_tensor", None)
 
-        def keyed(*args: Any, generator: Any = None, **rest: Any) -> Any:
-            i = str(next(at))
-            own = [request_generator(self.prompts, r.key, r.copy, i) for r in requests]
-            return step(*args, generator=own, **rest)
+        def keyed(*args: Any, **rest: Any) -> Any:
+            name = str(next(at))
 
-        scheduler.step = keyed
+            def noise(shape: Any, device: Any = None, dtype: Any = None, **_: Any) -> torch.Tensor:
+                return self.pipeline.noise(requests, self.prompts, name).to(device, dtype)
+
+            module.randn_tensor = noise
+            try:
+                return step(*args, **rest)
+            finally:
+                module.randn_tensor = draw
+
+        if draw is not None:
+            scheduler.step = keyed
 
     def read(self, requests: Sequence[Request]) -> Any:
         return self.store.read(requests)
