@@ -56,10 +56,10 @@ class Consistency(Method):
 
         @model_validator(mode="after")
         def _settings_have_an_effect(self) -> Consistency.Config:
-            if self.form == "training" and self.cfg_scale != 1:
-                raise ValueError("cfg_scale guides the teacher's step; it needs form: distillation")
+            self.idle_unless(self.form == "distillation", "a teacher (form: distillation)", "cfg_scale")
             if self.squared and self.huber:
                 raise ValueError("huber is the margin of a distance that is not squared; set squared: false")
+            self.idle_unless(self.weighting == "snr", "weighting: snr", "sigma_data")
             return self
 
     config: Config

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from twinbench.flow import Batch, Hop, mix
@@ -50,6 +50,12 @@ class DMD2(ReverseKL):
         r1: float = Field(0.0, ge=0, description="weight of the head's gradient penalty")
         r1_noise: float = Field(0.1, gt=0, description="size of its step")
         taps: tuple[int, ...] | None = Field(None, description="blocks that the head reads; four, evenly spaced")
+
+        @model_validator(mode="after")
+        def _the_head_is_heard(self) -> DMD2.Config:
+            self.idle_unless(self.gan > 0, "gan above 0", "head_rate", "r1", "taps")
+            self.idle_unless(self.r1 > 0, "r1 above 0", "r1_noise")
+            return self
 
     config: Config
     hop: ClassVar[Hop] = "end"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from twinbench.flow import Batch, Hop, times_like
 from twinbench.method import Draws, Method, Networks, Pairs, Strict, Term, Terms, Turn
@@ -27,6 +27,11 @@ class KD(Method):
         cfg_scale: float = Field(1.0, ge=1, description="guidance of the teacher")
         metric: Literal["l2", "huber"] = Field("l2", description="huber: sqrt(mean square + c^2) - c")
         huber: float = Field(0.00054, gt=0, description="margin c of the pseudo-Huber distance (iCT: 0.00054)")
+
+        @model_validator(mode="after")
+        def _the_margin_has_an_effect(self) -> KD.Config:
+            self.idle_unless(self.metric == "huber", "metric: huber", "huber")
+            return self
 
     config: Config
     hop: ClassVar[Hop] = "end"

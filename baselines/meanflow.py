@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from twinbench.flow import Batch, Cond, Hop, Velocity, dropped, expand, mix, take
@@ -54,6 +54,14 @@ class MeanFlow(Method):
         warmup: int = Field(0, ge=0, description="steps in which the derivative's share rises to 1")
         derivative: Derivative = Field("jvp", description="jvp: exact; difference: where attention or sharding forbids")
         step: float = Field(5e-3, gt=0, description="half width of the difference, in time")
+
+        @model_validator(mode="after")
+        def _settings_have_an_effect(self) -> MeanFlow.Config:
+            self.idle_unless(self.cfg_scale != 1, "guidance (cfg_scale above 1)", "kappa", "guidance_interval")
+            self.idle_unless(self.power > 0, "power above 0", "const")
+            self.idle_unless(self.instant < 1, "rows with r < t (instant below 1)", "warmup", "derivative", "step")
+            self.idle_unless(self.derivative == "difference", "derivative: difference", "step")
+            return self
 
     config: Config
     hop: ClassVar[Hop] = "next"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from twinbench.flow import Batch, Cond, Hop, Velocity, expand, guided, mix
@@ -42,6 +42,11 @@ class Progressive(Method):
         steps: int = Field(16, ge=1, description="the student's steps in the first phase, a power of two; then halved")
         cfg_scale: float = Field(1.0, ge=1, description="guidance of the first phase's teacher")
         weighting: Literal["none", "truncated"] = Field("none", description="truncated: max(t^2, (1 - t)^2)")
+
+        @model_validator(mode="after")
+        def _the_weight_varies(self) -> Progressive.Config:
+            self.idle_unless(self.steps > 1, "several steps (steps above 1)", "weighting")
+            return self
 
         @field_validator("steps")
         @classmethod

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from twinbench.flow import Batch, Hop, guided, mix
@@ -62,6 +62,14 @@ class SanaSprint(Method):
         step: float = Field(5e-3, gt=0, description="half width of the difference, in straight-path time")
         head_rate: float = Field(1.0, gt=0, description="the head's learning rate, relative to the student's")
         taps: tuple[int, ...] | None = Field(None, description="blocks that the head reads; four, evenly spaced")
+
+        @model_validator(mode="after")
+        def _settings_have_an_effect(self) -> SanaSprint.Config:
+            field = ("cfg_scale", "sigma_data", "warmup", "const", "derivative", "step")
+            self.idle_unless(self.scm > 0, "scm above 0", *field)
+            self.idle_unless(self.gan > 0, "gan above 0", "head_times", "largest", "head_rate", "taps")
+            self.idle_unless(self.derivative == "difference", "derivative: difference", "step")
+            return self
 
     config: Config
     hop: ClassVar[Hop] = "end"

@@ -53,9 +53,9 @@ class SCM(Method):
         step: float = Field(5e-3, gt=0, description="half width of the difference, in straight-path time")
 
         @model_validator(mode="after")
-        def _only_a_teacher_guides(self) -> SCM.Config:
-            if self.form == "training" and self.cfg_scale != 1:
-                raise ValueError("cfg_scale guides the teacher's field; it needs form: distillation")
+        def _settings_have_an_effect(self) -> SCM.Config:
+            self.idle_unless(self.form == "distillation", "a teacher (form: distillation)", "cfg_scale")
+            self.idle_unless(self.derivative == "difference", "derivative: difference", "step")
             return self
 
     config: Config

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from twinbench.flow import Batch, Hop, expand, inputs_only, mix, split
@@ -49,7 +49,7 @@ class ScoreDraws(Draws):
 class SiD(Matching):
     class Config(Matching.Config):
         alpha: float = Field(1.2, ge=0, description="1: the score identity; beyond: a biased, stronger pull")
-        critic_steps: int = Field(1, ge=1, description="critic turns to one of the student")
+        critic_steps: int = Field(1, ge=1, description="turns of the critic, if there is one, to one of the student")
         tmax: float = Field(0.8, gt=0, le=1, description="share of the noise grid that the student's turn uses")
         sigma_range: tuple[float, float] = Field((0.002, 80.0), description="ends of EDM's grid")
         rho: float = Field(7.0, gt=0, description="its curvature")
@@ -57,6 +57,11 @@ class SiD(Matching):
         p_mean: float = Field(-1.2, description="critic turn: mean of log sigma")
         p_std: float = Field(1.2, gt=0, description="critic turn: standard deviation of log sigma")
         floor: float = Field(1e-5, gt=0, description="smallest mean |x_g - R|")
+
+        @model_validator(mode="after")
+        def _the_critic_has_turns(self) -> SiD.Config:
+            self.idle_unless(self.fake != "shared", "a critic's turns (fake: critic or lora)", "p_mean", "p_std")
+            return self
 
     config: Config
     hop: ClassVar[Hop] = "end"

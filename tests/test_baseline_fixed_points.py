@@ -118,8 +118,7 @@ def test_meanflow_by_differences_is_still_to_second_order_in_their_step():
     halves_each_time(sizes, 2)
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.5])
-@pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("scale, kappa", [(1.0, 0.0), (2.0, 0.0), (2.0, 0.5), (4.0, 0.5)])
 def test_meanflow_distils_the_guidance_it_is_asked_for(scale, kappa):
     """Where the student is guided already, v_null + scale (v_cond - v_null), flow rows leave it there."""
     t, _ = some()

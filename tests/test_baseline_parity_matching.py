@@ -142,7 +142,9 @@ def test_dmd_on_the_twin_pushes_as_twinflow_rectifies(normalise, real):
     one, zero, role = torch.ones_like(t), torch.zeros_like(t), torch.full((n,), ROLES.index("one_step"))
     counts = {name: n if name == "one_step" else 0 for name in ROLES}
     rectify = pull(twin, Networks(student), TwinDraws(n, role, counts, one, zero, z, z_match=eps, t_match=t), "rectify")
-    shared = DMD(DMD.Config(fake="shared", real=real, flow=0, normalise=normalise, floor=0))
+    settings = {"flow": 0} if real == "self" else {}
+    settings |= {"floor": 0} if normalise == "dmd" else {}
+    shared = DMD(DMD.Config(fake="shared", real=real, normalise=normalise, **settings))
     draws = MatchDraws(n, z[:, None], zero.long(), t, eps)
     match = pull(shared, Networks(student, teacher=net), draws, "match")
     factor = (match * rectify).sum(1) / rectify.square().sum(1)

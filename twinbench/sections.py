@@ -70,6 +70,7 @@ class Sample(Strict):
     def _one_of(self) -> Sample:
         if (self.steps is None) == (self.times is None):
             raise ValueError("give steps or times, one of them")
+        self.idle_unless(self.steps is not None, "steps", "gap", "curve")
         return self
 
 

@@ -16,6 +16,12 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def idle_unless(self, met: bool, needed: str, *names: str) -> None:
+        """Raises ValueError for the first of some settings that is not its default, unless what they need is met."""
+        for name in names:
+            if not met and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without {needed}")
+
 
 class Lora(Strict):
     """Adapters on a frozen network (LoRA)."""

@@ -23,6 +23,7 @@ from twinbench.objectives.targets import derivative_target, guidance_direction, 
 from twinbench.objectives.times import tan_weight
 from twinbench.randomness import Rng
 
+OF_TARGETS = ("h", "clamp", "hop_times", "derivative")  # settings of recursive targets
 RECURSIVE = ("one_step", "any_step", "to_zero")  # without any of these the objective is flow matching
 
 
@@ -73,17 +74,27 @@ class AnyStep(Method):
                 raise ValueError("order: 0 is flow matching, on local or fake rows; give shares.local")
             if self.image_free and self.target != "pretrained":
                 raise ValueError("image_free needs target: pretrained (the student cannot be its own only source)")
-            if self.hop_times and self.order < 2:
-                raise ValueError(f"hop_times: {self.hop_times} needs hops that meet; set order to 2 or more")
-            if self.derivative and self.order != 1:
-                raise ValueError(f"derivative: {self.derivative} is the limit of order 1; set order: 1")
-            if self.exact_local and not self.shares.local:
-                raise ValueError("exact_local is a share of the local rows; give shares.local")
-            if self.huber_c and self.metric != "huber":
-                raise ValueError("huber_c belongs to metric: huber")
-            if (self.barron_alpha, self.barron_c) != (1.0, 1e-3) and self.metric != "barron":
-                raise ValueError("barron_alpha and barron_c belong to metric: barron")
             return self
+
+        @model_validator(mode="after")
+        def _settings_have_an_effect(self) -> AnyStep.Config:
+            self.idle_unless(self.recursive, "recursive targets (order above 0, rows that jump)", *OF_TARGETS)
+            self.idle_unless(self.recursive or self.order == 0, "rows that jump", "order")
+            self.idle_unless(self.order > 1, "hops that meet (order above 1)", "hop_times")
+            self.idle_unless(self.order == 1, "order: 1, whose limit it is", "derivative")
+            self.idle_unless(self.derivative != "jvp", "a finite step (derivative: jvp takes none)", "h")
+            self.idle_unless(self.shares.local > 0, "local rows (shares.local)", "local_width", "exact_local")
+            guides = self.cfg_scale != 1 or self.image_free
+            self.idle_unless(guides, "guidance (cfg_scale above 1)", "guidance_interval", "guide_at_one")
+            self.idle_unless(self.metric == "barron", "metric: barron", "barron_alpha", "barron_c")
+            self.idle_unless(self.metric == "huber", "metric: huber", "huber_c")
+            return self
+
+        @property
+        def recursive(self) -> bool:
+            """Whether targets are recursive: else the objective is flow matching."""
+            jumps = any(getattr(self.shares, role) > 0 for role in RECURSIVE)
+            return self.order > 0 and self.any_step_width > 0 and jumps
 
     config: Config
 
@@ -132,7 +143,7 @@ class AnyStep(Method):
         weight = torch.where(fake, torch.ones_like(t), tan_weight(t, r)) if c.weighting == "tan" else torch.ones_like(t)
         rows = weight.to(v.dtype) * self.metric(v, target)
         logs = {}
-        if self._recursive and c.clamp and hops.any():
+        if c.recursive and c.clamp and hops.any():
             moved = (target - v.detach())[hops].abs()
             logs["clamped"] = (moved >= c.clamp - 1e-6).to(v.dtype).mean()
         for role in self.trained:
@@ -144,12 +155,6 @@ class AnyStep(Method):
     def trained(self) -> tuple[str, ...]:
         """The roles that have this term: at order 0, flow matching, only those with r at t."""
         return ROLES if self.config.order else ("local", "fake")
-
-    @property
-    def _recursive(self) -> bool:
-        """Whether targets are recursive: else the objective is flow matching."""
-        c = self.config
-        return c.order > 0 and c.any_step_width > 0 and any(getattr(c.shares, role) > 0 for role in RECURSIVE)
 
     def metric(self, pred: Tensor, target: Tensor) -> Tensor:
         c = self.config
@@ -219,7 +224,7 @@ class AnyStep(Method):
     ) -> Tensor:
         """The recursive target on some rows; y elsewhere, and where the objective is flow matching."""
         c = self.config
-        if not self._recursive or not rows.any():
+        if not c.recursive or not rows.any():
             return y
         net = networks.student if c.target == "pretrained" else net  # a frozen network never learns to hop
         v, y_rows, x_t, t, r = (tensor[rows] for tensor in (v, y, x_t, draws.t, draws.r))

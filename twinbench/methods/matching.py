@@ -53,10 +53,18 @@ class Matching(Method):
         real: Literal["teacher", "average", "self"] = Field("teacher", description="whose field is that of real data")
         fake: Literal["critic", "lora", "shared"] = Field("critic", description="whose field is that of own samples")
         lora: Lora = Field(Lora(), description="size of its adapter, if it is one")
-        critic_steps: int = Field(5, ge=1, description="turns of the critic to one of the student")
+        critic_steps: int = Field(5, ge=1, description="turns of the critic, if there is one, to one of the student")
         critic_rate: float = Field(1.0, gt=0, description="the critic's learning rate, relative to the student's")
         flow: float = Field(1.0, ge=0, description="weight of flow matching on data where `real` is not the teacher")
         drop: float = Field(0.1, ge=0, le=1, description="share of its conditions that are empty")
+
+        @model_validator(mode="after")
+        def _settings_have_an_effect(self) -> Matching.Config:
+            self.idle_unless(self.fake == "lora", "fake: lora", "lora")
+            self.idle_unless(self.fake != "shared", "a critic (fake: critic or lora)", "critic_rate")
+            self.idle_unless(self.real != "teacher", "real: average or self", "flow", "drop")
+            self.idle_unless(self.flow > 0, "flow above 0", "drop")
+            return self
 
     config: Config
 
@@ -124,10 +132,11 @@ class ReverseKL(Matching):
         t_range: tuple[float, float] = Field((0.02, 0.98), description="t ~ U[lo, hi]")
 
         @model_validator(mode="after")
-        def _times_fall(self) -> ReverseKL.Config:
+        def _times_are_times(self) -> ReverseKL.Config:
             Schedule(self.times)
             if not 0 < self.t_range[0] < self.t_range[1] < 1:
                 raise ValueError(f"t_range must rise within (0, 1), got {list(self.t_range)}")
+            self.idle_unless(self.normalise == "dmd", "normalise: dmd", "floor")
             return self
 
     config: Config

@@ -24,7 +24,7 @@ from torch import Tensor
 from twinbench.flow import Batch, Hop, Velocity, split, take
 from twinbench.method import Draws, Networks, Term, Terms, Turn
 from twinbench.methods import twinflow_paper
-from twinbench.methods.anystep import AnyStep, Step, instant
+from twinbench.methods.anystep import OF_TARGETS, AnyStep, Step, instant
 from twinbench.methods.roles import AnyStepDraws, Shares, fake_rows
 from twinbench.objectives.targets import MatchWeight, clip, matching_fields, matching_weight
 from twinbench.randomness import Rng
@@ -34,6 +34,8 @@ SOURCE_ONLY = (  # settings of the source form
     *("local_width", "any_step_width", "guidance_interval", "guide_at_one", "exact_local", "huber_c"),
     *("match_weight", "one_step_base", "generate", "fake_steps"),
 )
+
+OF_DATA = ("order", *OF_TARGETS, "weighting")  # settings of rows of data
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,28 @@ class TwinFlow(AnyStep):
             for name in SOURCE_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"form: {self.form} has no {name}; it belongs to form: source")
+            self.idle_unless(self.twin_share < 1, "any-step rows (twin_share below 1)", *OF_DATA, "cfg_scale")
             return self
 
         def _twin_is_there(self) -> TwinFlow.Config:
             if self.twin_share != 1 / 3:
                 raise ValueError("form: source deals rows by shares; set shares and one_step_base, or form: paper")
-            rectifies = self.rectify > 0 and self.any_step_width == 1 and self.shares.one_step > 0
-            if self.one_step_base is False and self.shares.one_step and not rectifies:
+            if self.one_step_base is False and self.shares.one_step and not self.rectifies:
                 raise ValueError(
                     "one_step_base: false leaves one-step rows untrained; set rectify or shares.one_step: 0"
                 )
-            if self.match_weight and not rectifies:
-                raise ValueError(f"match_weight: {self.match_weight} weighs the rectification; set rectify above 0")
-            if (self.generate or self.fake_steps) and not self.shares.fake:
-                raise ValueError("generate and fake_steps are about fake rows; set shares.fake above 0")
+            self.idle_unless(self.order > 0, "order above 0", "one_step_base")
+            data = self.shares.local + self.shares.any_step + self.shares.to_zero > 0
+            self.idle_unless(data or self.one_step_base is not False, "data rows with a base term", *OF_DATA)
+            rows = "rectified rows (shares.one_step, any_step_width: 1)"
+            self.idle_unless(self.rectifies or self.rectify == 0, rows, "rectify")
+            self.idle_unless(self.rectifies, "a rectification (rectify above 0)", "match_clamp", "match_weight")
+            self.idle_unless(self.shares.fake > 0, "fake rows (shares.fake)", "generate", "fake_steps")
             return self
+
+        @property
+        def rectifies(self) -> bool:
+            return self.rectify > 0 and self.any_step_width == 1 and self.shares.one_step > 0
 
     config: Config
     hop: ClassVar[Hop] = "next"
@@ -126,15 +135,11 @@ class TwinFlow(AnyStep):
 
     def _draw_source(self, rng: Rng) -> TwinDraws:
         base = self.deal(rng)
-        if not self._rectifies:
+        if not self.config.rectifies:
             return TwinDraws(**vars(base))
         rows = base.rows_of("one_step")
         t_match = rng.uniform("t_match", rows).to(rng.time_dtype)
         return TwinDraws(**vars(base), z_match=rng.normal("z_match", rows), t_match=t_match)
-
-    @property
-    def _rectifies(self) -> bool:
-        return self.config.rectify > 0 and self.config.any_step_width == 1 and self.config.shares.one_step > 0
 
     @property
     def trained(self) -> tuple[str, ...]:
