@@ -10,7 +10,7 @@ import numpy as np
 
 from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batches, limited, row_of
 from twinbench.data.base import Request
-from twinbench.errors import WorkError
+from twinbench.errors import UserError, WorkError
 from twinbench.settings import Strict
 from twinbench.statistics import Metric
 
@@ -18,16 +18,23 @@ THINGS = ("cat", "dog", "red bench", "bench in the rain", "photo", "cat and a do
 
 
 class Eye:
-    """Light of a picture in [0, 1]. `blind` fails its own test, `damaged` breaks in it."""
+    """Light of a picture in [0, 1]. `blind` fails its own test, `damaged` breaks in it; `lost` has no weights."""
 
     class Config(Strict):
         blind: bool = False
         damaged: bool = False
+        lost: bool = False
 
-    name, version = "eye", "1"
+    name = "eye"
 
     def __init__(self, config):
         self.config = config
+
+    @property
+    def version(self):
+        if self.config.lost:
+            raise UserError("judge eye: its weights are not there; twinbench fetch eye gets them")
+        return "1"
 
     def selftest(self):
         if self.config.blind:

@@ -1,7 +1,7 @@
 """draw -> judge -> summarize, each of which can be stopped, resumed and repeated alone.
 
-Who is evaluated is a `Subject` (`subjects`): a run, a pipeline, a folder of images. All is drawn before anything is
-judged, so a large model leaves before the judges come.
+Who is evaluated is a `Subject` (`subjects`): a run, a pipeline, a folder of images. All is drawn before a judge is
+loaded, so a large model leaves before the judges come; what they need is looked for before anything is drawn.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def evaluate(
 
     A score that stands already for the same drawing, prompts and judge is kept (`again` judges anew). Raises WorkError
     for a picture or judge that fails; with `keep_going` it counts as wrong and says so. Judges must first answer what
-    is known, unless they are taken `untested`; then the score says so."""
+    is known, unless they are taken `untested`; then the score says so. UserError, before anything is drawn, where what
+    a judge needs is not there."""
     target = place(results, subject)
     asked = {benchmark: benchmark.requests(limit) for benchmark in made}
     jobs = [
@@ -119,10 +120,10 @@ def evaluate(
     ]
     allowed = {name for name, yes in (("errors", keep_going), ("untested", untested)) if yes}
     jobs = [job for job in jobs if again or not job.stands(target, allowed)]
+    waiting = list(dict.fromkeys(job.benchmark for job in jobs))
+    for benchmark in waiting:
+        find(benchmark)
     ranks.wait()
-    if not untested:
-        for benchmark in dict.fromkeys(job.benchmark for job in jobs):
-            examine(benchmark)
     work = sum((job.source.plan.nfe + 1) * len(job.requests) for job in jobs)
     done = 0
     for job in jobs:
@@ -139,6 +140,8 @@ def evaluate(
         done += plan.nfe * len(job.requests)
     ranks.wait()
     subject.release()
+    for benchmark in () if untested else waiting:
+        examine(benchmark)
     for job in jobs:
         judging, start = Judging(job.benchmark, job.source, job.requests, keep_going=keep_going), time.perf_counter()
         if again and ranks.first:
@@ -161,11 +164,24 @@ def place(results: Path, subject: Subject) -> Path:
     return results / subject.record["recipe"] / run_files.name_of(subject.record)
 
 
+def find(benchmark: Benchmark) -> None:
+    """Find what the judges of a benchmark need; nothing is loaded. Raises UserError for an unknown judge, and where its
+    packages or weights lack."""
+    _ = benchmark.judge_name
+    for judge in _judges(benchmark):
+        _ = judge.version
+        if hasattr(judge, "close"):  # a program of its own: it would hold memory while pictures are drawn
+            judge.close()
+
+
 def examine(benchmark: Benchmark) -> None:
     """Ask the judges of a benchmark what is known, once a process. Raises WorkError if one fails."""
-    for _, setting in benchmark.config:
-        if isinstance(setting, Chosen):
-            _examine(setting.made())
+    for judge in _judges(benchmark):
+        _examine(judge)
+
+
+def _judges(benchmark: Benchmark) -> list[Any]:
+    return [setting.made() for _, setting in benchmark.config if isinstance(setting, Chosen)]
 
 
 @cache

@@ -62,7 +62,7 @@ class ExternalVQA(Judge):
 
     @property
     def weights(self) -> str:
-        return self._process.hello["weights"]
+        return self.identity["weights"]
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -70,8 +70,7 @@ class ExternalVQA(Judge):
 
     @cached_property
     def version(self) -> str:
-        hello = self._process.hello
-        return f"{hello['name']} {hello['version']}, weights {hello['weights'][:12]}"
+        return f"{self.identity['name']} {self.identity['version']}, weights {self.weights[:12]}"
 
     def selftest(self) -> None:
         known.check_vqa(self)
