@@ -25,6 +25,7 @@ from twinbench.backbones.source import Source, quiet
 from twinbench.errors import UserError
 from twinbench.files import whole_folder
 
+HELP = "Make a model's folder of a checkpoint of OpenUni: docs/openuni.md says what it needs."
 LANGUAGE = "OpenGVLab/InternVL3-2B-hf"
 SANA = "Efficient-Large-Model/Sana_1600M_512px_diffusers"
 VAE = "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"
@@ -98,7 +99,7 @@ def internvl(language: str, weights: dict[str, Tensor]) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("twinbench.backbones.openuni_convert", description=str(convert.__doc__))
+    parser = argparse.ArgumentParser("twinbench.backbones.openuni_convert", description=HELP)
     parser.add_argument("checkpoint", type=Path, help="the authors' .pth")
     parser.add_argument("folder", type=Path, help="where to; it must not be there yet")
     for name, default in (("language", LANGUAGE), ("sana", SANA), ("vae", VAE)):
