@@ -7,7 +7,6 @@ import families
 import pytest
 import torch
 import torch.nn.functional as F
-from small import twinbench
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from twinbench.backbones import openuni_convert as converter
@@ -26,22 +25,16 @@ ASKED = "<|im_start|>user\nGenerate an image: {}<|im_end|>\n<|im_start|>assistan
 EMPTY = "<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n<img>"  # CFG in it, IMG_START_TOKEN
 
 
-def names_of_the_connector(layers):
-    """src/models/connector/modeling_connector.py: ConnectorEncoder, -Layer, -Attention, -MLP."""
-    within = [f"self_attn.{kind}_proj" for kind in ("k", "v", "q", "out")]
-    within += ["layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"]
-    return [f"connector.layers.{i}.{name}.{p}" for i in range(layers) for name in within for p in ("weight", "bias")]
-
-
 def words_tensors(queries=8, width=64, inner=96, layers=2, words=8):
-    """src/models/openuni/internvl3_sana_hf.py: meta_queries, connector, projector (enc_proj)."""
-    shapes = {name: (width, width) if name.endswith("weight") else (width,) for name in names_of_the_connector(layers)}
-    for i in range(layers):
-        at = f"connector.layers.{i}."
-        shapes |= {f"{at}layer_norm{n}.weight": (width,) for n in (1, 2)}
-        shapes |= {f"{at}mlp.fc1.weight": (inner, width), f"{at}mlp.fc1.bias": (inner,)}
-        shapes |= {f"{at}mlp.fc2.weight": (width, inner)}
-    shapes |= {"meta_queries": (queries, width), "projector.weight": (words, width), "projector.bias": (words,)}
+    """src/models/openuni/internvl3_sana_hf.py: meta_queries, connector, projector (enc_proj);
+    src/models/connector/modeling_connector.py: ConnectorEncoder, -Layer, -Attention, -MLP."""
+    linear = {f"self_attn.{kind}_proj": (width, width) for kind in ("k", "v", "q", "out")}
+    linear |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+    shapes = {"meta_queries": (queries, width), "projector.weight": (words, width), "projector.bias": (words,)}
+    for at in (f"connector.layers.{i}." for i in range(layers)):
+        shapes |= {f"{at}{name}.weight": shape for name, shape in linear.items()}
+        shapes |= {f"{at}{name}.bias": shape[:1] for name, shape in linear.items()}
+        shapes |= {f"{at}layer_norm{n}.{kind}": (width,) for n in (1, 2) for kind in ("weight", "bias")}
     generator = torch.Generator().manual_seed(1)
     return {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
 
@@ -256,10 +249,3 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path, sources, capsys, monk
         converter.convert(
             checkpoint(tmp_path, words_tensors()), tmp_path / "out", **{**sources, "language": sources["sana"]}
         )
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
-    place = ["--runs", tmp_path, "--set", f"data.path={tmp_path / 'prompts.txt'}"]
-    assert twinbench("cache", "--recipe", "openuni-image-free", *place) == 2
-    assert "openuni-l-512" in capsys.readouterr().err
