@@ -55,12 +55,12 @@ def frechet_draws(x: Any, keys: Sequence[str], reference: Any, draws: int = 1000
     import torch
 
     x, reference = _features(x, reference)
-    unique, place = np.unique(np.asarray(keys), return_inverse=True)
-    if len(place) != len(x):
-        raise ValueError(f"{len(x)} features have {len(place)} keys")
+    unique, where = np.unique(np.asarray(keys), return_inverse=True)
+    if len(where) != len(x):
+        raise ValueError(f"{len(x)} features have {len(where)} keys")
     mean, cov = _moments(reference)
     root, center, rng, d = _root(cov), x.mean(0), np.random.default_rng(seed), x.shape[1]
-    x, place = x - center, torch.as_tensor(place)
+    x, place = x - center, torch.as_tensor(where)
     counts = torch.bincount(place).to(x)
     sums = x.new_zeros(len(unique), d).index_add(0, place, x)  # of every key: of its rows, and of their squares
     squares = x.new_zeros(len(unique), d * d).index_add(0, place, (x[:, :, None] * x[:, None]).flatten(1))
