@@ -19,6 +19,13 @@ CHAT = (
     "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+QWEN: dict[str, Any] = {  # sizes of all its kinds
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 def _pairs(special: list[str], suffix: str = "") -> dict[str, Any]:
@@ -81,15 +88,8 @@ def gemma_tokenizer() -> Any:
 def qwen_vl(vocabulary: int) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    text: dict[str, Any] = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": vocabulary,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
-    }
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = {**QWEN, "vocab_size": vocabulary, "rope_parameters": rope}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
 
@@ -97,18 +97,7 @@ def qwen_vl(vocabulary: int) -> Any:
 def qwen3(vocabulary: int) -> Any:
     from transformers import Qwen3Config, Qwen3Model
 
-    return Qwen3Model(
-        Qwen3Config(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            vocab_size=vocabulary,
-            max_position_embeddings=1024,
-        )
-    )
+    return Qwen3Model(Qwen3Config(**QWEN, head_dim=8, vocab_size=vocabulary, max_position_embeddings=1024))
 
 
 def clip(projected: bool = True) -> Any:
@@ -154,14 +143,4 @@ def gemma(vocabulary: int) -> Any:
 def qwen2(vocabulary: int) -> Any:
     from transformers import Qwen2Config, Qwen2Model
 
-    return Qwen2Model(
-        Qwen2Config(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=vocabulary,
-            max_position_embeddings=1024,
-        )
-    )
+    return Qwen2Model(Qwen2Config(**QWEN, vocab_size=vocabulary, max_position_embeddings=1024))

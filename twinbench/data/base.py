@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -85,6 +85,18 @@ class World(ABC):
         content = hashlib.sha256(self.x.contiguous().numpy().tobytes())
         content.update("\n".join(self.prompts).encode())
         return content.hexdigest()
+
+
+def of_classes(prompts: str, limit: int | None, keys: tuple[int, int], classes: Mapping[str, str]) -> list[Request]:
+    """The requests of a world of classes, 2 copies a key. keys: of a class for evaluation and for validation, at most
+    `limit` of them; classes: the prompt of each."""
+    count = keys[prompts != "evaluation"]
+    return [
+        Request(f"{prompts}/{name}/{i:03d}", prompt, copy, name)
+        for name, prompt in classes.items()
+        for i in range(min(count, limit or count))
+        for copy in range(2)
+    ]
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from twinbench.data.base import Request, World, WorldConfig, enlarge, to_bytes
+from twinbench.data.base import Request, World, WorldConfig, enlarge, of_classes, to_bytes
 
 CLASSES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 
@@ -30,14 +30,7 @@ class Digits(World):
 
     @classmethod
     def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
-        """60 keys a digit (validation: 20), 2 copies each."""
-        keys = 60 if prompts == "evaluation" else 20
-        return [
-            Request(f"{prompts}/{word}/{i:03d}", prompt(k), copy, word)
-            for k, word in enumerate(CLASSES)
-            for i in range(min(keys, limit or keys))
-            for copy in range(2)
-        ]
+        return of_classes(prompts, limit, (60, 20), {word: prompt(k) for k, word in enumerate(CLASSES)})
 
     @classmethod
     def real(cls) -> Tensor:

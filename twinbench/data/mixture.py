@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from twinbench.data.base import Request, World, WorldConfig
+from twinbench.data.base import WorldConfig
+from twinbench.data.points import Points
 
 CLOUDS, RADIUS, DEVIATION = 8, 0.8, 0.1
 CLASSES = tuple(f"cloud {k}" for k in range(CLOUDS))
@@ -64,12 +64,13 @@ class MixtureConfig(WorldConfig):
     conditional: bool = Field(True, description="prompts say which cloud; false: every prompt is empty")
 
 
-class Mixture(World):
+class Mixture(Points):
     """Points [n, 2] of standard deviation about 0.6 an axis; a prompt is one token, which cloud."""
 
     Config = MixtureConfig
     name = "mixture"
-    shape = (2,)
+    kinds = CLASSES
+    keys = (64, 16)
     vocabulary = 1 + CLOUDS
     classes = (CLOUDS,)
 
@@ -80,34 +81,5 @@ class Mixture(World):
         return points, prompts, which[:, None]
 
     @classmethod
-    def requests(cls, prompts: str, limit: int | None = None) -> list[Request]:
-        """64 keys a cloud (validation: 16), 2 copies each."""
-        keys = 64 if prompts == "evaluation" else 16
-        return [
-            Request(f"{prompts}/{cloud}/{i:03d}", cloud, copy, cloud, prompts)
-            for cloud in CLASSES
-            for i in range(min(keys, limit or keys))
-            for copy in range(2)
-        ]
-
-    @classmethod
     def real(cls) -> Tensor:
         return draw(4096, 1)[0]
-
-    @staticmethod
-    def tokens(prompt: str) -> list[int]:
-        if prompt and prompt not in CLASSES:
-            raise ValueError(f"the mixture world has no prompt {prompt!r}; one of {', '.join(CLASSES)}")
-        return [1 + CLASSES.index(prompt) if prompt else 0]
-
-    @staticmethod
-    def pixels(x: Tensor) -> Tensor:
-        return x
-
-    @staticmethod
-    def preview(samples: Tensor) -> np.ndarray:
-        """One picture of all points."""
-        canvas = np.full((1, 96, 96, 3), 255, np.uint8)
-        row, column = ((samples.flip(1) * torch.tensor([-1.0, 1.0]) + 1.5) * 32).long().clamp(0, 95).T.numpy()
-        canvas[0, row, column] = (40, 70, 160)
-        return canvas
