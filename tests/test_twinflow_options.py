@@ -18,6 +18,7 @@ from twinbench.methods.anystep import AnyStep
 from twinbench.methods.matching import direction
 from twinbench.methods.roles import ROLES, AnyStepDraws, Shares
 from twinbench.methods.twinflow import TwinDraws, TwinFlow
+from twinbench.objectives.derivative import along
 from twinbench.objectives.losses import barron, huber
 from twinbench.objectives.targets import derivative_target, hop_times, matching_weight, recursive
 from twinbench.randomness import Rng
@@ -106,6 +107,20 @@ def test_the_derivative_is_the_limit_of_order_1():
         (derivative_target(*args, how="difference", step=h, clamp=None) - limit).abs().max() for h in (2e-2, 1e-2)
     ]
     assert errors[0] / errors[1] == pytest.approx(4, abs=0.2)
+
+
+def test_differences_stay_within_the_times_that_are_trained_and_are_exact_for_squares():
+    t, asked = torch.tensor([0.0, 0.005, 0.3, 0.995, 1.0], dtype=torch.float64), []
+
+    def net(x, t, r, cond):
+        asked.append(t)
+        return (x * t[:, None]) ** 2 / 2 + r[:, None]
+
+    x, one = torch.full((5, 1), 3.0, dtype=torch.float64), torch.ones_like(t)
+    _, slope = along(net, (x, t, t / 2), (0 * x, one, 0 * t), {}, "difference", step=0.01)
+    torch.testing.assert_close(slope, 9 * t[:, None], rtol=0, atol=1e-12)
+    assert torch.stack(asked).min() == 0 and torch.stack(asked).max() == 1 and len(asked) == 3
+    torch.testing.assert_close(torch.stack(asked)[1:, 2], torch.tensor([0.31, 0.29], dtype=torch.float64))
 
 
 def test_with_the_derivative_the_exact_velocity_is_a_fixed_point_to_round_off():
