@@ -154,6 +154,7 @@ TOY = Model(
     latent=0,
     words=0,
 )
+LORA = ["--set train.lora.rank=64"]
 RECOMPUTE, LEAST = ["--set train.recompute=true"], ["--set train.recompute=true", "--set train.micro_batch=1"]
 
 
@@ -164,7 +165,7 @@ RECOMPUTE, LEAST = ["--set train.recompute=true"], ["--set train.recompute=true"
         (2.0, {"micro": 8}, RECOMPUTE),
         (0.25, {"recompute": True}, ["--set train.micro_batch=2"]),
         (0.15, {}, LEAST),
-        (-4.0, {}, [*LEAST, "--set train.lora.rank=64"]),
+        (-4.0, {}, [*LEAST, *LORA]),
         (-4.0, {"lora": 64, "gpus": 1}, None),
     ],
 )
@@ -180,6 +181,30 @@ def test_the_first_change_that_is_enough_is_named(activations, options, words):
     assert found == words and changed.fits
     before = [each for each, other in changes(plan) if other.fits]
     assert before[0] == words
+
+
+STUDENT = "--set train.evaluate=student"
+
+
+@pytest.mark.parametrize(
+    ("label", "items", "words"),
+    [
+        ("twinflow", (), (STUDENT,)),  # its targets are the network's own there
+        ("twinflow-average", (), (STUDENT, "--set presets.average.twinflow-average.target=self")),
+        ("dmd2", (), (STUDENT,)),
+        ("dmd2", ("methods.dmd2.real=average",), ()),
+        ("progressive", (), ()),
+    ],
+)
+def test_the_average_is_left_out_where_nobody_needs_it(label, items, words):
+    settings = resolved("qwen-image", label, *items)
+    assert planner.bare(settings) == words
+    said = [word.removeprefix("--set ") for word in words]
+    eight = Machine(8, 80 * GB, 1e15, 0.4)
+    assert planner.setup_of(settings, eight).average
+    assert planner.setup_of(resolved("qwen-image", label, *items, *said), eight).average == (not words)
+    small = Setup(1, 19 * GB + 2 * GB + RESERVE, 1, recompute=True)
+    assert (cheapest(Plan(TOY, Needs(), small, 1.0, words)) or [None])[0] == [*words, *LORA][: len(words) or 1]
 
 
 def test_more_gpus_then_the_host_and_then_nothing():

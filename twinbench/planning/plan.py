@@ -109,12 +109,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """A method with its setup. alive: rows whose activations wait for one backward pass, for each row at once."""
+    """A method with its setup. alive: rows whose activations wait for one backward pass, for each row at once. bare: the
+    settings under which there is no average; none where the method cannot do without."""
 
     model: Model
     needs: Needs
     setup: Setup
     alive: float
+    bare: tuple[str, ...] = ()
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -207,7 +209,7 @@ def _trained(name: str, parameters: int, size: int, moments: float, sharded: boo
 
 def changes(plan: Plan) -> Iterator[tuple[list[str], Plan]]:
     """What may be changed, in this order, and the plan after it: at first what costs time alone, each by itself, then
-    together; with these, fewer trained weights; or more GPUs; at last the host's memory."""
+    together; with these, no average; fewer trained weights; or more GPUs; at last the host's memory."""
     setup = plan.setup
     recompute = ["--set train.recompute=true"] * (not setup.recompute)
     if recompute:
@@ -218,6 +220,8 @@ def changes(plan: Plan) -> Iterator[tuple[list[str], Plan]]:
     least = replace(setup, recompute=True, micro=1)
     if small:
         yield small, replace(plan, setup=least)
+    if setup.average and plan.bare:
+        yield [*small, *plan.bare], replace(plan, setup=replace(least, average=False))
     if plan.model.adapter and not setup.lora:
         yield [*small, f"--set train.lora.rank={RANK}"], replace(plan, setup=replace(least, lora=RANK))
     gpus = setup.gpus

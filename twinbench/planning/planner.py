@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from twinbench import plugins
 from twinbench.backbones.sizes import SIZES
 from twinbench.errors import UserError
@@ -12,7 +14,7 @@ from twinbench.planning import meta
 from twinbench.planning.plan import RESERVE, Plan, Setup, cheapest
 from twinbench.planning.tally import Tally, method_of, needs, tally
 from twinbench.recipe import Resolved
-from twinbench.sections import Train
+from twinbench.training.networks import averaged
 
 PEAKS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}  # FLOPs a second: dense bfloat16, by the makers' data sheets
 
@@ -55,8 +57,8 @@ def plan(resolved: Resolved, machine: Machine, samples: int) -> dict[str, Any]:
     pictures = getattr(kind, "pictures", True)
     model = meta.model(resolved.backbone, precision)
     counted = tally(resolved, model.depth, pictures)
-    setup = _setup(train, machine)
-    drawn = Plan(model, needs(method_of(resolved)), setup, counted.alive)
+    setup = setup_of(resolved, machine)
+    drawn = Plan(model, needs(method_of(resolved)), setup, counted.alive, bare(resolved))
     change = None if drawn.fits else cheapest(drawn)
     name = str(resolved.backbone.options.get("model", resolved.backbone.name))
     return {
@@ -78,7 +80,9 @@ def plan(resolved: Resolved, machine: Machine, samples: int) -> dict[str, Any]:
     }
 
 
-def _setup(train: Train, machine: Machine) -> Setup:
+def setup_of(resolved: Resolved, machine: Machine) -> Setup:
+    """How a recipe trains a method on a machine."""
+    train = resolved.train
     return Setup(
         machine.gpus,
         machine.memory,
@@ -88,7 +92,22 @@ def _setup(train: Train, machine: Machine) -> Setup:
         offload=bool(train.offload),
         lora=train.lora.rank if train.lora else None,
         optimizer=train.optimizer,
+        average=averaged(method_of(resolved), train),
     )
+
+
+def bare(resolved: Resolved) -> tuple[str, ...]:
+    """The settings under which a method holds no average; none where it has one and cannot do without."""
+    alone, student = "--set train.evaluate=student", resolved.train.model_copy(update={"evaluate": "student"})
+    if not averaged(method_of(resolved), student):
+        return (alone,)
+    itself = resolved.model_copy(update={"config": {**resolved.config, "target": "self"}})
+    try:
+        needed = averaged(method_of(itself), student)
+    except ValidationError:  # it has no such setting, or cannot be its own target
+        return ()
+    block = f"presets.{resolved.preset}" if resolved.preset else "methods"
+    return () if needed else (alone, f"--set {block}.{resolved.label}.target=self")
 
 
 def _memory(plan: Plan) -> dict[str, Any]:

@@ -123,8 +123,7 @@ class Alive:
 
     def __init__(self, owned: Owned) -> None:
         self.now = self.most = 0
-        networks = [owned.average.network, *(t.network for name, t in owned.trained.items() if name != "head")]
-        for network in {id(n): n for n in (*networks, owned.teacher) if n is not None}.values():
+        for network in owned.sharded:
             network.register_forward_hook(self._see)
 
     def begin(self) -> None:

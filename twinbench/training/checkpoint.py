@@ -1,7 +1,7 @@
 """Checkpoints, complete and atomic; the newest is found by itself. One process writes a safetensors file, several a
 folder of them (`shards`); any number of processes goes on from either.
 
-Tensors are named student.*, average.*, optimizer.<turn>.<which>.<parameter>.<slot>, and teacher.* once it is no more
+Tensors are named student.*, average.* (where it is held), optimizer.<turn>.<which>.<parameter>.<slot>, and teacher.* once it is no more
 the one that the run began with; the numbers that are no tensors (step, costs, the average's decay) stand in the file's
 metadata. No generator state: randomness is keyed (`randomness`).
 """
@@ -41,16 +41,15 @@ class State:
 
 def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int, group: Group = ALONE) -> Path:
     """Write step-<n>.safetensors, or step-<n>/ of several processes, then delete all but the newest `keep`."""
-    tensors = {f"average.{k}": v for k, v in owned.average.network.state_dict().items()}
+    tensors = {f"{name}.{k}": v for name, network in owned.networks.items() for k, v in network.state_dict().items()}
     for turn, trained in owned.trained.items():
-        tensors |= {f"{turn}.{k}": v for k, v in trained.network.state_dict().items()}
         for which, optimizer in enumerate(trained.optimizers):
             for parameter, slots in optimizer.state_dict()["state"].items():
                 prefix = f"optimizer.{turn}.{which}.{parameter}"
                 tensors |= {f"{prefix}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
     if state.phase and owned.teacher is not None:
         tensors |= {f"teacher.{k}": v for k, v in owned.teacher.state_dict().items()}
-    metadata = {"state": asdict(state), "decay": owned.average.decay}
+    metadata = {"state": asdict(state), "decay": owned.average.decay if owned.average else 0.0}
     if group.first:
         delete(folder.glob(".step-*"))  # left by a kill in the middle of a save
     if group.mesh is None:
@@ -88,10 +87,11 @@ def load_checkpoint(path: Path, owned: Owned, group: Group = ALONE) -> State:
         tensors, metadata = read_tensors(path)
         if group.mesh is not None:
             tensors = {name: dealt(value, place(name, own, value)) for name, value in tensors.items()}
-    fill(owned.average.network, part(tensors, "average."), path)
-    owned.average.decay = metadata["decay"]
+    for name, network in owned.networks.items():
+        fill(network, part(tensors, f"{name}."), path)
+    if owned.average:
+        owned.average.decay = metadata["decay"]
     for turn, trained in owned.trained.items():
-        fill(trained.network, part(tensors, f"{turn}."), path)
         for which, optimizer in enumerate(trained.optimizers):
             kept: dict[int, dict[str, Tensor]] = {}
             for name, value in part(tensors, f"optimizer.{turn}.{which}.").items():
@@ -106,11 +106,9 @@ def load_checkpoint(path: Path, owned: Owned, group: Group = ALONE) -> State:
 
 def holdings(owned: Owned) -> dict[str, Tensor]:
     """A run's own tensors by their names in a checkpoint; for all slots of an optimizer, the parameter they are of."""
-    tensors = {f"average.{k}": v for k, v in owned.average.network.state_dict().items()}
-    if owned.teacher is not None:
-        tensors |= {f"teacher.{k}": v for k, v in owned.teacher.state_dict().items()}
+    networks = owned.networks | ({"teacher": owned.teacher} if owned.teacher is not None else {})
+    tensors = {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
     for turn, trained in owned.trained.items():
-        tensors |= {f"{turn}.{k}": v for k, v in trained.network.state_dict().items()}
         for which, optimizer in enumerate(trained.optimizers):
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             tensors |= {f"optimizer.{turn}.{which}.{i}": p for i, p in enumerate(parameters)}

@@ -91,7 +91,7 @@ class Trainer:
     def evaluated(self) -> torch.nn.Module:
         """The network that is judged."""
         average = self.train.evaluate == "average" and self.state.step > 0
-        return self.owned.average.network if average else self.owned.trained["student"].network
+        return self.owned.networks["average" if average else "student"]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.group.every(self.finished)[0]:
@@ -132,7 +132,7 @@ class Trainer:
         """Where a new phase of the method begins, the student's average becomes the teacher."""
         if (phase := self.method.phase(self.progress)) > self.state.phase:
             assert self.owned.teacher is not None, "a method with phases needs a teacher"
-            self.owned.teacher.load_state_dict(self.owned.average.network.state_dict())
+            self.owned.teacher.load_state_dict(self.owned.networks["average"].state_dict())
             self.state.phase = phase
 
     # ---- one step ----
@@ -161,7 +161,7 @@ class Trainer:
     def _turn(self, turn: Turn) -> dict[str, float]:
         trained = self.owned.trained[turn.name]
         self.owned.train_only(turn.name)
-        if turn.name == "student" and not turn.repeat:
+        if self.owned.average and turn.name == "student" and not turn.repeat:
             self.owned.average.update(trained.network)
         terms = self._gradients(turn)
         self.group.add_gradients(trained.network)

@@ -39,7 +39,7 @@ class Owned:
     """Everything that a run holds. trained: by the name of the turn that updates it."""
 
     trained: dict[str, Trained]
-    average: Average
+    average: Average | None
     teacher: nn.Module | None
     base: nn.Module | None = None  # what adapters sit on; it may be the teacher
     blocks: Sequence[nn.Module] = ()  # of the teacher, for a head to read
@@ -48,7 +48,7 @@ class Owned:
         """The velocities that a method asked for, and all counters."""
         student = Counted(self.trained["student"].network)
         critic = Counted(self.trained["critic"].network) if "critic" in self.trained else None
-        target = Counted(self.average.network) if "target" in needs else None
+        target = Counted(self.networks["average"]) if "target" in needs else None
         teacher = Counted(self.teacher) if self.teacher is not None else None
         head = None
         if "head" in self.trained:
@@ -58,11 +58,16 @@ class Owned:
         return Networks(student, target=target, teacher=teacher, critic=critic, head=head), counters
 
     @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What changes: the trained networks by their turns, and the average."""
+        held = {turn: trained.network for turn, trained in self.trained.items()}
+        return held | ({"average": self.average.network} if self.average else {})
+
+    @property
     def sharded(self) -> list[nn.Module]:
         """The networks that several processes hold in shards: all but heads."""
-        others = (trained.network for turn, trained in self.trained.items() if turn != "head")
-        every = [*others, self.average.network, *([self.teacher] if self.teacher is not None else [])]
-        return [*dict.fromkeys(every)]
+        every = [network for name, network in self.networks.items() if name != "head"]
+        return [*dict.fromkeys([*every, *([self.teacher] if self.teacher is not None else [])])]
 
     def train_only(self, turn: str) -> None:
         """Let the turn's network alone take gradients; through the others they flow to inputs only."""
@@ -72,7 +77,8 @@ class Owned:
     def held(self) -> list[dict[str, Any]]:
         """Name, parameters and bytes of every network, with what training keeps beside it."""
         rows = [_weight(f"{turn} (trained)", t.network, 4) for turn, t in self.trained.items()]
-        rows.append(_weight("average", self.average.network, 1))
+        if self.average:
+            rows.append(_weight("average", self.average.network, 1))
         if self.teacher is not None:
             rows.append(_weight("teacher (frozen)", self.teacher, 1))
         if self.base is not None and self.base is not self.teacher:
@@ -152,6 +158,11 @@ def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimi
     return [muon, torch.optim.AdamW(rest, betas=train.betas, **settings)]
 
 
+def averaged(method: Method, train: Train) -> bool:
+    """Whether anything reads the student's average: else none is held."""
+    return train.evaluate == "average" or "target" in method.needs or method.phase(1.0) > 0
+
+
 def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, group: Group = ALONE) -> Owned:
     """All networks of a run, starting from the student's initial weights; of several processes, each holds its shards.
     A frozen copy is asked and never changed by small steps, so it is stored as products want it. seed: of adapters' and
@@ -160,7 +171,7 @@ def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, gro
     Raises UserError for adapters, or a head, on a backbone that takes none."""
     needs = method.needs
     networks: dict[str, nn.Module] = {"student": student}
-    average: nn.Module | None = None
+    follower: nn.Module | None = None
     teacher: nn.Module | None = None
     base: nn.Module | None = None
     frozen, critic = bool(needs & {"teacher", "head"}), method.critic if "critic" in needs else None
@@ -170,16 +181,18 @@ def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, gro
         adapters = Adapters(student if train.lora else stored(copy.deepcopy(student), lower(train)))
     if train.lora:
         networks["student"] = adapters.add("student", train.lora, seed)
-        average = adapters.add("average", train.lora, seed)
     if critic == "lora":
         networks["critic"] = adapters.add("critic", method.critic_lora, seed)
+    if train.lora and averaged(method, train):
+        follower = adapters.add("average", train.lora, seed)
     if train.lora and frozen and method.phase(1.0) > 0:  # a teacher that changes is an adapter, too
         teacher = Average(networks["student"], 0, adapters.add("teacher", train.lora, seed)).network
     if train.lora or critic == "lora":
         base = adapters.dealt(group)
     if not train.lora:
         copied = group.copies(student)
-        average = copied(None)
+        if averaged(method, train):
+            follower = copied(None)
         if critic == "network":
             networks["critic"] = copied(None)
     if frozen:
@@ -192,4 +205,5 @@ def assemble(student: Backbone, method: Method, train: Train, seed: int = 0, gro
         with casting(train, group.device):
             head = make_head(teacher, blocks, student, method.taps, seed, group)
         trained["head"] = Trained(head, make_optimizers(head, train.model_copy(update={"optimizer": "adamw"})))
-    return Owned(trained, Average(networks["student"], train.ema, average), teacher, base, blocks)
+    average = Average(networks["student"], train.ema, follower) if follower else None
+    return Owned(trained, average, teacher, base, blocks)
