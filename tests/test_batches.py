@@ -216,6 +216,22 @@ def test_masked_rows_are_the_whole_batch_form_with_fewer_passes(settings, seed, 
     assert passes[1] < 0.75 * passes[0]
 
 
+def test_on_own_samples_each_row_is_generated_once():
+    method = TwinFlow(TwinFlow.Config(image_free=True, target="pretrained"))
+    student, networks = networks_of()
+    rows = []
+
+    def counted(x, t, r, cond):
+        if not torch.is_grad_enabled() and (t == 1).all() and (r == 0).all():
+            rows.append(len(x))
+        return student(x, t, r, cond)
+
+    batch = data()
+    draws = method.draw(batch, rng_of(range(TOTAL)), TURN)
+    method.loss(Networks(counted, teacher=networks.teacher), batch, draws, TURN)
+    assert sorted(rows) == [draws.counts["fake"], TOTAL - draws.counts["fake"]]
+
+
 # ---- methods that contain each other ----
 
 

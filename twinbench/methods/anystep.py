@@ -170,12 +170,14 @@ class AnyStep(Method):
 
     def _samples(self, networks: Networks, batch: Batch, draws: AnyStepDraws, fake: Tensor) -> Tensor:
         """The clean samples of the rows: data, or the student's own in one step where the role or the mode says so."""
+        x = batch.x
         if draws.z_free is not None:
-            x = one_step(networks.student, draws.z_free, batch.cond)
-        elif batch.x is None:
+            free = ~fake
+            x = torch.zeros_like(draws.z_free)
+            if free.any():
+                x[free] = one_step(networks.student, draws.z_free[free], take(batch.cond, free)).to(x.dtype)
+        elif x is None:
             raise ValueError("this batch has prompts only; set image_free: true or give data")
-        else:
-            x = batch.x
         if draws.z_fake is None or not fake.any():
             return x
         own = one_step(self.generator(networks), draws.z_fake, take(batch.cond, fake))
