@@ -4,6 +4,7 @@ import families
 import pytest
 import torch
 from families import FAMILIES, WORDED, R, T, call
+from small import files
 
 from twinbench.backbones.source import Source
 from twinbench.backbones.tiny import tiny
@@ -91,6 +92,11 @@ def test_what_is_not_there_or_does_not_fit_is_said():
         families.backbone("sd3", model="/nowhere/at/all")
     with pytest.raises(ValueError, match="multiple of 16"):
         families.backbone("sd3", resolution=72)
+
+
+@each
+def test_a_tiny_pipeline_has_the_same_bytes_whenever_it_is_made(name, tmp_path):
+    assert files(tiny(name, tmp_path / name)) == files(families.folder(name))
 
 
 def test_the_weights_of_a_pipeline_have_one_identity_wherever_they_lie(tmp_path):

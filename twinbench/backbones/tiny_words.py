@@ -28,24 +28,29 @@ QWEN: dict[str, Any] = {  # sizes of all its kinds
 }
 
 
-def _pairs(special: list[str], suffix: str = "") -> dict[str, Any]:
+def _bytes() -> list[str]:
+    """Every byte, as byte pairs spell it."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _pairs(special: list[str]) -> dict[str, Any]:
     """Vocabulary and merges of byte pairs in the corpus."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    options: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
-    tokenizer = Tokenizer(models.BPE(**options))
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=letters, show_progress=False, **options
+        vocab_size=512, special_tokens=special, initial_alphabet=_bytes(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    vocabulary = model["vocab"]
-    if suffix:
-        for letter in letters:
-            vocabulary.setdefault(letter + suffix, len(vocabulary))
-    return {"vocab": vocabulary, "merges": [tuple(merge) for merge in model["merges"]]}
+    return {"vocab": model["vocab"], "merges": [tuple(merge) for merge in model["merges"]]}
+
+
+def _numbered(names: list[str]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(names)}
 
 
 def qwen_tokenizer(*more: str) -> Any:
@@ -61,7 +66,8 @@ def qwen_tokenizer(*more: str) -> Any:
 def clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(**_pairs(["<|startoftext|>", "<|endoftext|>"], "</w>"), model_max_length=77)
+    names = ["<|startoftext|>", "<|endoftext|>", *_bytes(), *(byte + "</w>" for byte in _bytes())]
+    return CLIPTokenizer(vocab=_numbered(names), merges=[], model_max_length=77)
 
 
 def _letters() -> list[str]:
@@ -81,8 +87,7 @@ def gemma_tokenizer() -> Any:
     from transformers import GemmaTokenizer
 
     names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *[f"<0x{i:02X}>" for i in range(256)], "▁", *_letters()]
-    vocabulary = {name: i for i, name in enumerate(names)}
-    return GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=8192, add_bos_token=True)
+    return GemmaTokenizer(vocab=_numbered(names), merges=[], model_max_length=8192, add_bos_token=True)
 
 
 def qwen_vl(vocabulary: int) -> Any:
