@@ -11,6 +11,8 @@ serves all phases; it goes on from where it stands, with its optimizer. Sampled 
 the last phase's one step: of the longer schedules it keeps what later phases do not overwrite.
 
 weighting `truncated` is the paper's max(SNR, 1) on the clean estimate x_t - t v, as a weight of the velocity's error.
+`anneal: phase` is its learning rate, which falls to 0 in every phase: the recipe's `decay` is then a share of each (1 in
+the paper). Else it is one of the budget, and the last phases, which make the one step, have the smallest rates.
 """
 
 from __future__ import annotations
@@ -42,10 +44,11 @@ class Progressive(Method):
         steps: int = Field(16, ge=1, description="the student's steps in the first phase, a power of two; then halved")
         cfg_scale: float = Field(1.0, ge=1, description="guidance of the first phase's teacher")
         weighting: Literal["none", "truncated"] = Field("none", description="truncated: max(t^2, (1 - t)^2)")
+        anneal: Literal["phase"] | None = Field(None, description="phase: the rate falls in each; null: in the budget")
 
         @model_validator(mode="after")
-        def _the_weight_varies(self) -> Progressive.Config:
-            self.idle_unless(self.steps > 1, "several steps (steps above 1)", "weighting")
+        def _settings_have_an_effect(self) -> Progressive.Config:
+            self.idle_unless(self.steps > 1, "several steps (steps above 1)", "weighting", "anneal")
             return self
 
         @field_validator("steps")
@@ -65,6 +68,11 @@ class Progressive(Method):
     def phase(self, progress: float) -> int:
         phases = self.config.steps.bit_length()
         return min(int(progress * phases), phases - 1)
+
+    def course(self, progress: float) -> float:
+        if not self.config.anneal:
+            return progress
+        return progress * self.config.steps.bit_length() - self.phase(progress)
 
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> ProgressiveDraws:
         n = self.config.steps >> self.phase(turn.progress)

@@ -63,7 +63,7 @@ OTHER = {  # other values than any default
     **dict(taps=(1,), alpha=0.5, tmax=0.5, sigma_range=(0.1, 10.0), rho=3.0, sigma_data=0.7, p_mean=-1.0, p_std=0.5),
     **dict(instant=0.25, kappa=0.5, power=0.5, const=0.3, warmup=20, step=0.02, bootstrap=0.5, clip=0.3, steps=32),
     **dict(doublings=1, spacing="edm", squared=True, huber=0.3, scm=0.7, head_times=(0.0, 0.5), largest=0.1, pairs=9),
-    **dict(shares={"local": 3}),
+    **dict(shares={"local": 3}, anneal="phase"),
 }
 OWN = {  # where the value above is the method's default or none of its choices
     "flow-matching": dict(times=(2.0, 1.0), metric="barron", weighting="tan"),
@@ -83,14 +83,8 @@ SILENT = {"dmd": "critic_steps", "sid": "critic_steps", "twinflow": "cfg_scale"}
 def said(method, progress):
     """All that a method says: what it asks of the trainer, and of each turn the loss and its gradient."""
     turns = method.turns(0)
-    asked = [
-        method.needs,
-        method.taps,
-        method.pairs,
-        turns,
-        method.critic,
-        method.critic == "lora" and method.critic_lora,
-    ]
+    asked = [method.needs, method.taps, method.pairs, turns, method.course(progress)]
+    asked += [method.critic, method.critic == "lora" and method.critic_lora]
     generator = torch.Generator().manual_seed(5)
     x, z = torch.randn(2, N, 3, dtype=torch.float64, generator=generator)
     c, e = torch.randn(2, N, 2, dtype=torch.float64, generator=generator)
@@ -113,7 +107,7 @@ def said(method, progress):
 @pytest.mark.parametrize("name", plugins.names("methods"))
 def test_a_setting_has_an_effect_or_is_refused(name):
     kind, tried, values = plugins.method(name), set(), {**OTHER, **OWN.get(name, {})}
-    moments = (0.0, 0.5)
+    moments = (0.0, 0.55)
     for base in BASES[name]:
         plain = {moment: said(kind(kind.Config(**base)), moment) for moment in moments}
         tried |= base.keys()

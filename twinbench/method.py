@@ -140,6 +140,10 @@ class Method(ABC):
         """What the recipe's learning rate is multiplied by in a turn."""
         return 1.0
 
+    def course(self, progress: float) -> float:
+        """How much of the learning rate's course is run, in [0, 1]: of the budget's, or of one that begins anew."""
+        return progress
+
     @abstractmethod
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> Draws:
         """All random numbers of a turn."""

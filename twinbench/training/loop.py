@@ -209,7 +209,8 @@ class Trainer:
 
     def _rate(self, turn: Turn) -> float:
         rise = min(1.0, (turn.step + 1) / self.train.warmup) if self.train.warmup else 1.0
-        fall = min(1.0, (1 - turn.progress) / self.train.decay) if self.train.decay else 1.0
+        left = 1 - self.method.course(turn.progress)
+        fall = min(1.0, left / self.train.decay) if self.train.decay else 1.0
         return self.train.lr * self.method.rate(turn.name) * rise * fall
 
     def _stopped(self, turn: Turn, what: str) -> WorkError:
