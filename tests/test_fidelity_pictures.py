@@ -153,10 +153,13 @@ def test_published_statistics_are_those_of_one_resizing(tmp_path, monkeypatch, j
     place = tmp_path / "imagenet-256" / "VIRTUAL_imagenet256_labeled.npz"
     np.savez(place, mu=x.mean(0), sigma=np.cov(x, rowvar=False), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     b = PictureFidelity(None, FidelityConfig(reference="imagenet-256", clip=None, images=2000))
-    with pytest.raises(UserError, match="legacy_tensorflow"):
+    with pytest.raises(UserError, match="legacy_tensorflow' or 'torch-fidelity/1, tensorflow', not of 'corners/1'"):
         _ = b.judge_name
-    monkeypatch.setattr(Corners, "version", "1, legacy_tensorflow, weights 0")
-    monkeypatch.setattr(Corners, "name", "inception")
+    for name, rules in (("torch-fidelity", "1, tensorflow"), ("inception", "1, legacy_tensorflow")):
+        monkeypatch.setattr(Corners, "version", f"{rules}, weights 0")
+        monkeypatch.setattr(Corners, "name", name)
+        b.__dict__.pop("statistics", None)
+        assert b.judge_name.startswith(f"{name}/{rules}, weights 0 + imagenet-256/")
     y = np.random.default_rng(1).normal(size=(50, 3))
     values = b.summarize(Evidence(features=y, keys=[]))
     assert values == {"fid": pytest.approx(frechet(y, x), rel=1e-9)}  # no kernel distance without features

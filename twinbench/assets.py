@@ -45,6 +45,7 @@ _MMDET = "https://download.openmmlab.com/mmdetection/v3.0/mask2former/mask2forme
 _MJHQ = "https://huggingface.co/datasets/playgroundai/MJHQ-30K/resolve/main"
 _COCO = "http://images.cocodataset.org"
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 _NVLABS = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 
 ASSETS = {
@@ -92,6 +93,18 @@ ASSETS = {
         "Inception v3 of 2015-12-05 as TorchScript, the features of FID and KID",
         "NVIDIA Source Code License",
         (File("weights/inception-2015-12-05.pt", f"{_NVLABS}/inception-2015-12-05.pt"),),
+    ),
+    "inception-tensors": Asset(
+        "the same network as tensors, for the judge torch-fidelity",
+        "Apache-2.0",
+        (
+            File(
+                "weights/weights-inception-2015-12-05-6726825d.pth",
+                f"{_FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
+                "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                95628359,
+            ),
+        ),
     ),
     "alexnet": Asset(
         "torchvision's AlexNet, the network of LPIPS; its name ends in its sha256's first digits",

@@ -49,8 +49,9 @@ class PictureFidelity(Benchmark):
         judge = self.config.features.made()
         told = references.statistics(self.reference, judge.name)
         mine = references.kind(judge)
-        if not mine.startswith(told.judge):
-            raise UserError(f"reference {self.reference} holds features of {told.judge!r}, not of {mine!r}")
+        if not mine.startswith(told.judges):
+            theirs = " or ".join(map(repr, told.judges))
+            raise UserError(f"reference {self.reference} holds features of {theirs}, not of {mine!r}")
         return told
 
     @property

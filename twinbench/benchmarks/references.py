@@ -26,20 +26,22 @@ from twinbench.errors import UserError, WorkError
 
 PROMPT = ("key", "prompt", "tag")  # what a prompt's row says
 CLASSES, CLASS_IMAGES = 1000, 50_000  # of ImageNet, and of an FID by ADM's protocol
-PUBLISHED = {  # statistics that others made: the file, and what features it holds
-    "imagenet-256": ("VIRTUAL_imagenet256_labeled.npz", "inception/1, legacy_tensorflow"),
-    "imagenet-512": ("VIRTUAL_imagenet512.npz", "inception/1, legacy_tensorflow"),
+PUBLISHED = {  # statistics that others made with the first code
+    "imagenet-256": "VIRTUAL_imagenet256_labeled.npz",
+    "imagenet-512": "VIRTUAL_imagenet512.npz",
 }
+FIRST = ("inception/1, legacy_tensorflow", "torch-fidelity/1, tensorflow")  # judges with the first code's features
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of real features: mean [d], covariance [d, d], their number (0: not told), the features themselves if kept."""
+    """Of real features: mean [d], covariance [d, d], their number (0: not told), the features themselves if kept.
+    judges: who gives such features, as `kind` begins."""
 
     mean: np.ndarray
     covariance: np.ndarray
     n: int
-    judge: str
+    judges: tuple[str, ...]
     sha256: str
     features: np.ndarray | None
 
@@ -61,19 +63,18 @@ def title(name: str) -> str:
 def statistics(name: str, features: str) -> Statistics:
     """The statistics of a reference in the features of the judge of this name. Raises UserError if they are not there
     or damaged."""
-    file, judge = PUBLISHED.get(name, (f"{features}.npz", ""))
-    place = folder(name) / file
+    place = folder(name) / PUBLISHED.get(name, f"{features}.npz")
     if not place.is_file():
         raise UserError(f"{place} is not there; twinbench reference {name} --features {features} makes it")
     try:
         with np.load(place, allow_pickle=False) as held:
             kept = held.get("features")
-            judge = str(held["judge"]) if "judge" in held else judge
+            judges = (str(held["judge"]),) if "judge" in held else FIRST if name in PUBLISHED else ("",)
             n = int(held["n"]) if "n" in held else 0
             mean, covariance = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{place} holds no statistics (mu, sigma): {error}") from None
-    return Statistics(mean, covariance, n, judge, files.sha256(place), kept)
+    return Statistics(mean, covariance, n, judges, files.sha256(place), kept)
 
 
 def kind(judge: Any) -> str:
