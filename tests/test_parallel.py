@@ -110,10 +110,20 @@ def test_every_kind_of_network_is_trained_alike(tmp_path, label):
             assert row["gradient"] == pytest.approx(whole_row["gradient"], rel=1e-4)
 
 
-@pytest.mark.parametrize("own", ["recompute=true", "lora={rank: 2}"])
-def test_a_pipeline_is_trained_alike(tmp_path, own):
-    items = ["train.budget=2", "train.batch=2", f"train.{own}"]
-    settings = resolve(load(named("sana-0.6b", True), items, tmp_path), "twinflow", 0)
+SHARED = ("methods.sid.real=self", "methods.sid.fake=shared")  # its gradient flows through its own frozen field
+
+
+@pytest.mark.parametrize(
+    ("label", "own"),
+    [
+        ("twinflow", ("train.recompute=true",)),
+        ("twinflow", ("train.lora={rank: 2}",)),
+        ("sid", ("train.recompute=true", *SHARED)),
+    ],
+)
+def test_a_pipeline_is_trained_alike(tmp_path, label, own):
+    items = ["train.budget=2", "train.batch=2", *own]
+    settings = resolve(load(named("sana-0.6b", True), items, tmp_path), label, 0)
     weights, _, state = end(train(settings, tmp_path / "one"))
     for found, _, cost in ends(tmp_path / "two", settings):
         close(found, weights, 1e-5)

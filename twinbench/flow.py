@@ -6,8 +6,8 @@ instantaneous one, t < 0 asks the same network about its own fake trajectory (Tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,17 +90,22 @@ def guided(v: Velocity, null: Cond, scale: float) -> Velocity:
 
 
 @contextmanager
-def inputs_only(v: Velocity) -> Iterator[None]:
-    """Within it, gradients flow through a network to its inputs, and none to its parameters."""
-    network = v.velocity if isinstance(v, Counted) else v
-    held = [p for p in network.parameters() if p.requires_grad] if isinstance(network, torch.nn.Module) else []
-    for p in held:
+def held(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Within it, these parameters take no gradients."""
+    taking = [p for p in parameters if p.requires_grad]
+    for p in taking:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in held:
+        for p in taking:
             p.requires_grad_(True)
+
+
+def inputs_only(v: Velocity) -> AbstractContextManager[None]:
+    """Within it, gradients flow through a network to its inputs, and none to its parameters."""
+    network = v.velocity if isinstance(v, Counted) else v
+    return held(network.parameters() if isinstance(network, torch.nn.Module) else ())
 
 
 class Counted:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +22,7 @@ from twinbench.backbones.source import Source
 from twinbench.backbones.two_time import Form, Initial, TargetTime, Times, TwoTimed, second_module
 from twinbench.data.base import from_bytes, to_bytes
 from twinbench.files import sha256
-from twinbench.flow import Cond
+from twinbench.flow import Cond, held
 from twinbench.recipe import digest
 from twinbench.settings import Strict
 from twinbench.tensors import read_tensors
@@ -236,16 +236,21 @@ class PipelineBackbone(TwoTimed, Backbone):
         else:
             self.transformer.disable_gradient_checkpointing()
 
-    def _recomputed(self, block: Callable[..., Any], *args: Any) -> Any:
-        times = self.times
+    def _recomputed(self, block: nn.Module, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             return block(*args)
+        times, taking = self.times, [p.requires_grad for p in self._used(block)]
 
-        def again(*args: Any) -> Any:  # by then the call is over
-            with self.at(times):
+        def again(*args: Any) -> Any:  # by then the call is over, and other parameters may take gradients
+            frozen = [p for p, took in zip(self._used(block), taking, strict=True) if not took]
+            with self.at(times), held(frozen):
                 return block(*args)
 
         return checkpoint(again, *args, use_reentrant=False, context_fn=self.recomputing)
+
+    def _used(self, block: nn.Module) -> list[nn.Parameter]:
+        """The parameters that a block asks, in an order that stays."""
+        return [*block.parameters(), *self.target_time.parameters()]
 
 
 def pack(x: Tensor) -> Tensor:

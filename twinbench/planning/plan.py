@@ -109,8 +109,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """A method with its setup. alive: rows whose activations wait for one backward pass, for each row at once. bare: the
-    settings under which there is no average; none where the method cannot do without."""
+    """A method with its setup. alive: rows whose activations wait for one backward pass, for each row at once. bare:
+    the settings under which there is no average; none where the method cannot do without."""
 
     model: Model
     needs: Needs

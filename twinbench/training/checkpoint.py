@@ -1,9 +1,9 @@
 """Checkpoints, complete and atomic; the newest is found by itself. One process writes a safetensors file, several a
 folder of them (`shards`); any number of processes goes on from either.
 
-Tensors are named student.*, average.* (where it is held), optimizer.<turn>.<which>.<parameter>.<slot>, and teacher.* once it is no more
-the one that the run began with; the numbers that are no tensors (step, costs, the average's decay) stand in the file's
-metadata. No generator state: randomness is keyed (`randomness`).
+Tensors are named student.*, average.* (where it is held), optimizer.<turn>.<which>.<parameter>.<slot>, and teacher.*
+once it is no more the one that the run began with; the numbers that are no tensors (step, costs, the average's decay)
+stand in the file's metadata. No generator state: randomness is keyed (`randomness`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from twinbench.flow import Cond
+from twinbench.flow import Cond, held
 from twinbench.objectives.derivative import along
 from twinbench.training.parallel import Group
 
@@ -76,17 +76,12 @@ class Lockstep:
         """Take part in a call of others."""
         network = self.networks[(code - 1) >> 4]
         tangent, gradient, trained, through = (bool((code - 1) >> bit & 1) for bit in (3, 2, 1, 0))
-        held = [p for p in network.parameters() if p.requires_grad and not trained]
         assert self.cond is not None
         cond, self.cond = self.cond, None
-        for p in held:
-            p.requires_grad_(False)
         try:
-            with torch.set_grad_enabled(gradient), self.group.placing():
+            with held(() if trained else network.parameters()), torch.set_grad_enabled(gradient), self.group.placing():
                 x, one = torch.zeros(1, *self.shape, requires_grad=through), torch.ones(1)
                 point = (x, one, one)
                 self.joined.append(along(network, point, point, cond)[0] if tangent else network(*point, cond))
         finally:
-            for p in held:
-                p.requires_grad_(True)
             self.cond = cond
