@@ -10,7 +10,8 @@ How near r is to t decides between bias and variance. CM and LCM walk a uniform 
 data suit a short training from a pretrained net (the default). ECT's constant rule in flow time is `ratio`,
 r = t (1 - 1/N): the same step at the noise, but many more hops to the data, each with its own error. Its other rule is
 one of EDM levels (`edm`), whose sampler starts at sigma = 80; ours starts at t = 1, an infinite level, near which that
-rule's steps vanish. ECT doubles N in the course of training (`doublings`). The distance is ECT's: not squared, c = 0.
+rule's steps vanish. ECT doubles N in the course of training (`doublings`). The distance is ECT's: not squared, c = 0;
+iCT's pseudo-Huber is `huber`, LCM's, which takes each number alone, `huber_of: element`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Consistency(Method):
         times: tuple[float, float] = Field((1.0, 1.0), description="t ~ Beta(a, b); a > 1 trains more near noise")
         squared: bool = Field(False, description="square the distance")
         huber: float = Field(0.0, ge=0, description="margin c of the pseudo-Huber distance sqrt(s + c^2) - c")
+        huber_of: Literal["element"] | None = Field(
+            None, description="element: the mean over the row's numbers of its distances (LCM); null: of the whole row"
+        )
         weighting: Weighting = Field("step", description="step: 1/(t - r); noise: 1/t^2; snr: 1/t^2 + 1/sigma_data^2")
         sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the weighting snr")
 
@@ -59,6 +63,7 @@ class Consistency(Method):
             self.idle_unless(self.form == "distillation", "a teacher (form: distillation)", "cfg_scale")
             if self.squared and self.huber:
                 raise ValueError("huber is the margin of a distance that is not squared; set squared: false")
+            self.idle_unless(self.huber > 0, "huber above 0", "huber_of")
             self.idle_unless(self.weighting == "snr", "weighting: snr", "sigma_data")
             return self
 
@@ -90,7 +95,8 @@ class Consistency(Method):
         assert net is not None
         target = end(net, x_r, r, batch.cond)
         here, _ = split(x_t, networks.student(x_t, t, torch.zeros_like(t), batch.cond), t)
-        rows = distance(here, target, c.huber, c.squared) * weight(t, r, c.weighting, c.sigma_data).to(here.dtype)
+        far = elementwise_huber(here, target, c.huber) if c.huber_of else distance(here, target, c.huber, c.squared)
+        rows = far * weight(t, r, c.weighting, c.sigma_data).to(here.dtype)
         return Terms(
             {"consistency": Term(rows, draws.rows)}, {"moved": (here - target).detach().square().mean().sqrt()}
         )
@@ -135,6 +141,13 @@ def distance(pred: Tensor, target: Tensor, huber: float = 0.0, squared: bool = F
         return (s + huber**2).sqrt() - huber
     here = s > 0  # the root has no slope at 0
     return torch.where(here, s.where(here, torch.ones_like(s)).sqrt(), torch.zeros_like(s))
+
+
+def elementwise_huber(pred: Tensor, target: Tensor, c: float) -> Tensor:
+    """The mean of sqrt(d^2 + c^2) - c over the numbers d of each row's difference. [n, ...] -> [n].
+
+    Source: LCM (Luo et al., arXiv 2310.04378) as in diffusers' `train_lcm_distill_*.py`, there with c = 0.001."""
+    return (((pred - target).square() + c**2).sqrt() - c).flatten(1).mean(1)
 
 
 def weight(t: Tensor, r: Tensor, how: Weighting, sigma_data: float = 0.5) -> Tensor:

@@ -11,8 +11,8 @@ serves all phases; it goes on from where it stands, with its optimizer. Sampled 
 the last phase's one step: of the longer schedules it keeps what later phases do not overwrite.
 
 weighting `truncated` is the paper's max(SNR, 1) on the clean estimate x_t - t v, as a weight of the velocity's error.
-`anneal: phase` is its learning rate, which falls to 0 in every phase: the recipe's `decay` is then a share of each (1 in
-the paper). Else it is one of the budget, and the last phases, which make the one step, have the smallest rates.
+`anneal: phase` is its learning rate, which falls to 0 in every phase: the recipe's `decay` is then a share of each
+phase, all of it in the paper. Else it is one of the budget, and the last phases have the smallest rates.
 """
 
 from __future__ import annotations

@@ -196,7 +196,11 @@ def test_shortcut_guides_the_smallest_half_steps_and_only_them():
 # ---- consistency in discrete time ----
 
 
-@pytest.mark.parametrize("settings", [{}, {"huber": 0.03}, {"squared": True, "weighting": "noise"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"huber": 0.03}, {"huber": 0.03, "huber_of": "element"}, {"squared": True, "weighting": "noise"}],
+    ids=str,
+)
 def test_consistency_training_is_still_to_first_order_in_its_step(settings):
     t, _ = some()
     sizes = []

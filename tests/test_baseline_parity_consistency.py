@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import Tiny, load, tensor
-from twinbench.baselines.consistency import distance, ect_neighbour, weight
+from twinbench.baselines.consistency import distance, ect_neighbour, elementwise_huber, weight
 from twinbench.baselines.meanflow import MeanFlow, MeanFlowDraws, adaptive_gradient, mean_target
 
 from twinbench.flow import Batch, mix
@@ -154,6 +154,19 @@ def test_consistency_distance_weight_and_gradient(case):
     close(loss, case["loss"])
     loss.mean().backward()
     close(pred.grad, case["grad"])
+
+
+def test_a_rows_and_its_elements_huber_are_one_for_a_single_number_and_else_part():
+    """Far above the margin one is the length of the row's difference, the other the mean of its absolute values; far
+    below, both are squares over 2 c, summed and averaged."""
+    pred, target = tensor(CM["D_t"]), tensor(CM["D_r"])
+    gap, one = pred - target, (slice(None), slice(0, 1))
+    close(elementwise_huber(pred[one], target[one], 0.3), distance(pred[one], target[one], 0.3), 1e-14)
+    close(elementwise_huber(pred, target, 1e-9), gap.abs().flatten(1).mean(1), 1e-8)
+    close(distance(pred, target, 1e-9), gap.flatten(1).norm(dim=1), 1e-8)
+    for c in (1e3, 1e4):
+        sums, means = distance(pred, target, c) * 2 * c, elementwise_huber(pred, target, c) * 2 * c
+        close(sums, gap.square().flatten(1).sum(1), 1e-4), close(means, sums / gap[0].numel(), 1e-4)
 
 
 def test_snr_weight_is_that_of_ect():

@@ -63,7 +63,7 @@ OTHER = {  # other values than any default
     **dict(taps=(1,), alpha=0.5, tmax=0.5, sigma_range=(0.1, 10.0), rho=3.0, sigma_data=0.7, p_mean=-1.0, p_std=0.5),
     **dict(instant=0.25, kappa=0.5, power=0.5, const=0.3, warmup=20, step=0.02, bootstrap=0.5, clip=0.3, steps=32),
     **dict(doublings=1, spacing="edm", squared=True, huber=0.3, scm=0.7, head_times=(0.0, 0.5), largest=0.1, pairs=9),
-    **dict(shares={"local": 3}, anneal="phase"),
+    **dict(shares={"local": 3}, anneal="phase", huber_of="element"),
 }
 OWN = {  # where the value above is the method's default or none of its choices
     "flow-matching": dict(times=(2.0, 1.0), metric="barron", weighting="tan"),
