@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from small import sets, twinbench
 
 from twinbench import assets
 from twinbench.benchmarks import base, references
@@ -240,6 +241,30 @@ def test_diversity_by_an_encoder(judges):
     assert row["distance"] == pytest.approx(np.mean(pairs)) and b.judge_name == "corners/1"
     with pytest.raises(ValueError, match="distance or features"):
         DiversityConfig(features="corners")
+
+
+def test_diversity_asks_what_the_other_benchmark_asks_under_its_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = (
+        "item_id,text,proposition_id,dependency,tuple,question_natural_language\na1,two cats,1,0,entity - whole,Cats?\n"
+    )
+    (tmp_path / "dpg.csv").write_text(table)
+    rows = [{"file": f"{copy}.png", "key": "a1", "copy": copy} for copy in range(3)]
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = [np.full((8, 8, 3), 60 * copy, np.uint8) for copy in range(3)]
+    for copy, p in enumerate(drawn):
+        Image.fromarray(p).save(tmp_path / "given" / f"{copy}.png")
+    words = ("eval", "--images", "given", "--bench", "diversity", "--dpg-csv", "dpg.csv")
+    words += (*sets("eval.benchmarks.diversity={distance: null, features: {name: pixels, side: 1}, asks: dpg}"),)
+    assert twinbench(*words, *sets("eval.benchmarks.dpg.copies=3")) == 0
+    (score,) = [json.loads(path.read_text()) for path in tmp_path.rglob("diversity-nfe0.json")]
+    assert score["copies"] == 3 and score["prompts"].startswith("dpg#")
+    assert score["metrics"]["distance"]["value"] == pytest.approx((60 + 60 + 120) / 3 / 255 * 3**0.5)
+    assert twinbench(*words, *sets("eval.benchmarks.dpg.copies=1")) == 2
+    assert "compares the pictures of a prompt, and dpg asks for one" in capsys.readouterr().err
+    assert twinbench("eval", "--images", "given", "--bench", "geneval", "--dpg-csv", "dpg.csv") == 2
+    assert "--dpg-csv dpg.csv: none of geneval asks DPG-Bench's questions" in capsys.readouterr().err
 
 
 def test_large_features_do_not_go_into_the_results():

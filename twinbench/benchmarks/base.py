@@ -80,6 +80,11 @@ class Benchmark(ABC):
         self.world, self.prompts = world, prompts
         self.config: Any = config or self.Config()
 
+    def beside(self, known: Mapping[str, Mapping[str, Any]]) -> None:
+        """Told first: the settings {name: settings} of all benchmarks that stand beside it; by default of no
+        consequence."""
+        return
+
     def requests(self, limit: int | None = None) -> Sequence[Request]:
         """What is drawn; `limit`: prompts a task and split. By default what the world asks, so benchmarks share
         images. Raises UserError where it needs prompts or data that are not here."""

@@ -1,7 +1,8 @@
 """Diversity of pictures of any model: how far the pictures of one prompt lie apart, by LPIPS or in any features.
 
 The mean over pairs of a prompt's pictures, then over prompts, on GenEval's prompts with four pictures each, as TwinFlow
-measures it; the pictures are those that GenEval judges. One-step generators collapse: no score should be read without.
+measures it; the pictures are those that GenEval judges, under its settings. One-step generators collapse: no score
+should be read without.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +19,8 @@ from pydantic import Field, model_validator
 from twinbench import plugins
 from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batches, identity, row_of
 from twinbench.data.base import Request
-from twinbench.settings import Strict
+from twinbench.errors import UserError
+from twinbench.settings import Strict, validate
 from twinbench.statistics import Metric
 
 
@@ -37,11 +40,16 @@ class PictureDiversity(Benchmark):
     name = "diversity"
     Config = DiversityConfig
     metrics: ClassVar[Mapping[str, Metric]] = {"distance": Metric("distance", stratum="split")}
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    def beside(self, known: Mapping[str, Mapping[str, Any]]) -> None:
+        self.settings = dict(known.get(self.config.asks, {}))
 
     @cached_property
     def asked(self) -> Benchmark:
-        """The benchmark whose pictures these are."""
-        return plugins.benchmark(self.config.asks)(None, None, self.prompts)
+        """The benchmark whose pictures these are, under its own settings."""
+        kind = plugins.benchmark(self.config.asks)
+        return kind(None, validate(kind.Config, self.settings, f"benchmark {kind.name!r}"), self.prompts)
 
     @property
     def prompt_set(self) -> str:
@@ -52,7 +60,13 @@ class PictureDiversity(Benchmark):
         return identity((self.config.distance or self.config.features).made())
 
     def requests(self, limit: int | None = None) -> Sequence[Request]:
-        return self.asked.requests(limit)
+        requests = self.asked.requests(limit)
+        if not any(r.copy for r in requests):
+            raise UserError(
+                f"diversity compares the pictures of a prompt, and {self.asked.name} asks for one; "
+                f"eval.benchmarks.{self.asked.name}.copies=4 asks for four"
+            )
+        return requests
 
     def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
         groups: dict[str, list[int]] = {}

@@ -80,6 +80,9 @@ def evaluate(
         raise UserError("eval takes runs, or --pipeline, or --images")
     if not pipeline and (given or guidance is not None or scheduler_shift is not None or size):
         raise UserError("--sigmas, --guidance, --scheduler-shift and --size need --pipeline; a run has its recipe's")
+    names, overrides = words(bench), [*(sets or []), *([f"eval.benchmarks.dpg.csv={dpg_csv}"] if dpg_csv else [])]
+    if dpg_csv and names and not {"dpg", "diversity"} & set(names):
+        raise UserError(f"--dpg-csv {dpg_csv}: none of {', '.join(names)} asks DPG-Bench's questions")
     import torch
 
     from twinbench import run as folders
@@ -89,7 +92,6 @@ def evaluate(
     from twinbench.ranks import together
 
     torch.set_num_threads(threads)
-    names, overrides = words(bench), [*(sets or []), *([f"eval.benchmarks.dpg.csv={dpg_csv}"] if dpg_csv else [])]
     work: dict[str, partial[subjects.Asked]] = {}
     if pipeline:
         steps = subjects.StepOptions(asked, given, guidance, scheduler_shift)

@@ -50,6 +50,7 @@ def benchmarks(
         kind = plugins.benchmark(name, data if world else None)
         config = validate(kind.Config, dict(known[name]), f"{where}, benchmark {name!r}")
         made.append(kind(world, config, prompts))
+        made[-1].beside(known)
     return made
 
 

@@ -1,5 +1,5 @@
-"""Inception through torch-fidelity's network, as torchmetrics asks it (extra `fidelity`): a second path to what `inception`
-tells, from the tensors that pytorch-fid and torch-fidelity share.
+"""Inception through torch-fidelity's network, as torchmetrics asks it (extra `fidelity`): a second path to the network
+of `inception`, from the tensors that pytorch-fid and torch-fidelity share.
 
     tensorflow     bilinear as TensorFlow 1 does it: torch-fidelity's, and that of the first code
     torchmetrics   bilinear with antialiasing: torchmetrics' default
