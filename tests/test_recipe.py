@@ -1,11 +1,14 @@
 """Recipes: what stands where, which value wins, and what makes a run another one."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from small import resolved
 
-from twinbench import plugins, recipe
+from twinbench import plugins, recipe, run
 from twinbench.errors import UserError
+from twinbench.files import read_json
 from twinbench.run import Run
 from twinbench.sampler import plan
 
@@ -25,8 +28,8 @@ def write(folder, **changes):
 
 
 def identity(item, weights="w", data="d"):
-    run = Run(None, item, weights, data)
-    return run.fingerprint, run.group
+    made = Run(None, item, weights, data)
+    return made.fingerprint, made.group
 
 
 # ---- which value wins ----
@@ -149,6 +152,8 @@ OTHER = ("train.lr=0.5", "train.budget=7", "train.batch=8", "train.ema=0.5", "tr
 OTHER += ("methods.twinflow.order=1", "backbone.depth=2", "methods.twinflow.train.lr=0.1")
 SAME = ("sample.1.times=[0.9]", "methods.twinflow.sample.1.times=[0.9]", "eval.nfe=[8]", "eval.chunk=4")
 SAME += ("train.save_every=1", "train.keep=9", "train.micro_batch=8", "description=other", "methods.rcgm.order=1")
+SAME += ("train.recompute=true", "train.offload=true")
+COMMITTED = sorted((Path(__file__).parents[1] / "results").glob("*/*/run.json"))
 
 
 @pytest.mark.parametrize("change", OTHER)
@@ -163,6 +168,14 @@ def test_what_training_depends_on_makes_another_run(change):
 @pytest.mark.parametrize("change", SAME)
 def test_what_training_does_not_depend_on_makes_no_other_run(change):
     assert identity(resolved("moons", "twinflow")) == identity(resolved("moons", "twinflow", change))
+
+
+@pytest.mark.skipif(not COMMITTED, reason="the results are not here")
+def test_no_committed_run_has_become_another_one():
+    for record in map(read_json, COMMITTED):
+        item = recipe.Resolved.model_validate(record["resolved"])
+        now = identity(item, record["initial_weights_sha256"], record["data_sha256"])
+        assert now == (record["fingerprint"], record["group"]), run.name_of(record)
 
 
 def test_initial_weights_data_and_method_are_part_of_a_run():

@@ -23,6 +23,7 @@ from twinbench.sections import BackboneSection, Count, DataSection, Evaluation, 
 from twinbench.settings import Strict, validate
 
 PLACES = ("model", "revision", "offline")  # of a backbone: where its weights lie; what they are has a hash
+MEANS = ("save_every", "keep", "micro_batch", "recompute", "offload")  # of training: its values are the same by any
 Name = Annotated[str, Field(pattern=r"^\w[^/\\]*$")]  # of a folder
 
 
@@ -76,7 +77,7 @@ class Resolved(Strict):
         """What a run is: everything that its weights depend on, and nothing else. A setting that is None says
         nothing: so an option that is added later, with None for its absence, makes no old run another one."""
         backbone = {**self.backbone.model_dump(exclude=set(PLACES)), "weights": weights_sha256}
-        train = self.train.model_dump(exclude={"save_every", "keep", "micro_batch"})
+        train = self.train.model_dump(exclude=set(MEANS))
         method = {"name": self.method, **self.config}
         tree = {"backbone": backbone, "data": data_sha256, "train": train, "method": method, "seed": self.seed}
         return _said(tree)
