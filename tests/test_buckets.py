@@ -15,6 +15,7 @@ from processes import together, train
 from small import sets, twinbench
 from test_cache import equal, section
 
+from twinbench import plugins
 from twinbench.data.buckets import PARTS, buckets, covering, grouped, nearest
 from twinbench.data.cache import Cache, key
 from twinbench.data.drawn import Drawn, DrawnConfig
@@ -216,7 +217,9 @@ def test_who_takes_squares_alone_says_so(tmp_path):
     with pytest.raises(UserError, match="square pictures alone"):
         caching.cache_of(section("dit"), data, tmp_path)
     (tmp_path / "p.txt").write_text("a cat\n")
-    assert twinbench("cache", "--recipe", "sd35-medium-tiny", *sets("data.kind=prompts", "data.captions=null")) == 2
+    prompts = plugins.dataset("prompts")
+    with pytest.raises(UserError, match="no aspect"):
+        prompts(prompts.Config(path=str(tmp_path / "p.txt"), aspect_buckets=2.0))
 
 
 def test_samples_are_grouped_by_size():
