@@ -23,7 +23,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Hop, Velocity, expand, guided, mix, split, take
+from twinbench.flow import Batch, Cond, Hop, Velocity, expand, guided, jump, mix, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.levels import edm_level, flow_time
 from twinbench.randomness import Rng
@@ -94,7 +94,7 @@ class Consistency(Method):
         net = networks.student if c.target == "self" else networks.target
         assert net is not None
         target = end(net, x_r, r, batch.cond)
-        here, _ = split(x_t, networks.student(x_t, t, torch.zeros_like(t), batch.cond), t)
+        here = jump(networks.student, x_t, t, batch.cond)
         far = elementwise_huber(here, target, c.huber) if c.huber_of else distance(here, target, c.huber, c.squared)
         rows = far * weight(t, r, c.weighting, c.sigma_data).to(here.dtype)
         return Terms(
@@ -114,8 +114,7 @@ def end(net: Velocity, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     rows = t > 0
     if not rows.any():
         return x
-    x_0, _ = split(x[rows], net(x[rows], t[rows], torch.zeros_like(t[rows]), take(cond, rows)), t[rows])
-    return x.index_put((rows,), x_0.to(x.dtype))
+    return x.index_put((rows,), jump(net, x[rows], t[rows], take(cond, rows)).to(x.dtype))
 
 
 def neighbour(t: Tensor, steps: int, spacing: str) -> Tensor:

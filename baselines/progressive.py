@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Hop, Velocity, expand, guided, mix
+from twinbench.flow import Batch, Hop, Velocity, guided, mix
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import l2
+from twinbench.objectives.targets import two_steps
 from twinbench.randomness import Rng
+from twinbench.settings import PowerOfTwo
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ProgressiveDraws(Draws):
 
 class Progressive(Method):
     class Config(Strict):
-        steps: int = Field(16, ge=1, description="the student's steps in the first phase, a power of two; then halved")
+        steps: PowerOfTwo = Field(16, ge=1, description="the student's steps in the first phase; then halved")
         cfg_scale: float = Field(1.0, ge=1, description="guidance of the first phase's teacher")
         weighting: Literal["none", "truncated"] = Field("none", description="truncated: max(t^2, (1 - t)^2)")
         anneal: Literal["phase"] | None = Field(None, description="phase: the rate falls in each; null: in the budget")
@@ -50,13 +52,6 @@ class Progressive(Method):
         def _settings_have_an_effect(self) -> Progressive.Config:
             self.idle_unless(self.steps > 1, "several steps (steps above 1)", "weighting", "anneal")
             return self
-
-        @field_validator("steps")
-        @classmethod
-        def _power_of_two(cls, steps: int) -> int:
-            if steps & (steps - 1):
-                raise ValueError(f"steps must be a power of two, got {steps}")
-            return steps
 
     config: Config
     hop: ClassVar[Hop] = "next"
@@ -97,12 +92,3 @@ class Progressive(Method):
 def euler(v: Velocity) -> Velocity:
     """A network of one time as one of two: the velocity here stands for the mean of the step."""
     return lambda x, t, r, cond: v(x, t, t, cond)
-
-
-@torch.no_grad()
-def two_steps(v: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
-    """The mean velocity from x_t [n, ...] at t [n] to r of two equal steps along v."""
-    middle = (t + r) / 2
-    first = v(x_t, t, middle, cond).to(x_t.dtype)
-    second = v(x_t - expand(t - middle, x_t).to(x_t.dtype) * first, middle, r, cond)
-    return (first + second.to(x_t.dtype)) / 2

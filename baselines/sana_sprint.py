@@ -24,9 +24,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Hop, guided, mix
+from twinbench.flow import Batch, Hop, guided, jump, mix
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
-from twinbench.methods.matching import jump
 from twinbench.objectives.adversarial import hinge_discriminator, hinge_generator
 from twinbench.objectives.derivative import Derivative
 from twinbench.objectives.levels import logit_normal

@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Hop, Velocity, dropped, expand, guided, mix, take
+from twinbench.flow import Batch, Cond, Hop, Velocity, dropped, guided, mix, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import l2
-from twinbench.objectives.targets import clip
+from twinbench.objectives.targets import two_steps
 from twinbench.objectives.times import split_roles
 from twinbench.randomness import Rng
+from twinbench.settings import PowerOfTwo
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,12 @@ class ShortcutDraws(Draws):
 
 class Shortcut(Method):
     class Config(Strict):
-        steps: int = Field(128, ge=2, description="steps of the finest grid, a power of two")
+        steps: PowerOfTwo = Field(128, ge=2, description="steps of the finest grid")
         bootstrap: float = Field(0.125, gt=0, lt=1, description="share of rows that learn steps d > 0")
         cfg_scale: float = Field(1.0, ge=1, description="guidance of the smallest step (paper with guidance: 4)")
         drop: float = Field(0.1, ge=0, le=1, description="share of the flow rows' conditions replaced by the empty one")
         target: Literal["self", "average"] = Field("average", description="the network that takes the half steps")
         clip: float | None = Field(4.0, gt=0, description="bound of the point between and of the target; null for none")
-
-        @field_validator("steps")
-        @classmethod
-        def _power_of_two(cls, steps: int) -> int:
-            if steps & (steps - 1):
-                raise ValueError(f"steps must be a power of two, got {steps}")
-            return steps
 
     config: Config
     hop: ClassVar[Hop] = "next"
@@ -80,17 +74,8 @@ class Shortcut(Method):
         if (far := r < t).any():
             net = networks.student if c.target == "self" else networks.target
             assert net is not None
-            hops = two_half_steps(
-                net,
-                x_t[far],
-                t[far],
-                r[far],
-                take(batch.cond, far),
-                take(batch.null, far),
-                1 / c.steps,
-                c.cfg_scale,
-                c.clip,
-            )
+            v = half_steps(net, take(batch.null, far), 1 / c.steps, c.cfg_scale)
+            hops = two_steps(v, x_t[far], t[far], r[far], take(batch.cond, far), c.clip)
             target = target.index_put((far,), hops.to(target.dtype))
         cond = dropped(batch.cond, batch.null, draws.drop)
         rows = l2(networks.student(x_t, t, r, cond), target)
@@ -98,32 +83,16 @@ class Shortcut(Method):
         return Terms({"shortcut": Term(rows, draws.rows)}, logs)
 
 
-@torch.no_grad()
-def two_half_steps(
-    net: Velocity,
-    x: Tensor,
-    t: Tensor,
-    r: Tensor,
-    cond: Cond,
-    null: Cond,
-    smallest: float,
-    cfg_scale: float = 1.0,
-    bound: float | None = None,
-) -> Tensor:
-    """The mean velocity of two steps of d/2 from x at t to r = t - d. Half steps of the `smallest` size ask for the
-    instantaneous velocity, guided. x [n, ...]; t, r [n]."""
-    half = (t - r) / 2
-    between, fine = t - half, half <= smallest
+def half_steps(net: Velocity, null: Cond, smallest: float, cfg_scale: float = 1.0) -> Velocity:
+    """The network as a half step asks it: for its own mean velocity, or, if it is of the `smallest` size, for the
+    instantaneous one, guided. null: as many empty conditions as there will be rows."""
 
-    def step(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        v = torch.zeros_like(x)
-        for rows, scale in ((fine, cfg_scale), (~fine, 1.0)):
+    def mean_velocity(x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:
+        v, fine = torch.zeros_like(x), t - r <= smallest
+        for rows, end, scale in ((fine, t, cfg_scale), (~fine, r, 1.0)):
             if rows.any():
-                end = torch.where(fine, t, r)[rows]
-                out = guided(net, take(null, rows), scale)(x[rows], t[rows], end, take(cond, rows))
+                out = guided(net, take(null, rows), scale)(x[rows], t[rows], end[rows], take(cond, rows))
                 v = v.index_put((rows,), out.to(x.dtype))
         return v
 
-    v1 = step(x, t, between)
-    middle = clip(x - expand(half, x).to(x.dtype) * v1, bound)
-    return clip((v1 + step(middle, between, r)) / 2, bound)
+    return mean_velocity

@@ -28,9 +28,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Hop, expand, inputs_only, mix, split
+from twinbench.flow import Batch, Hop, expand, inputs_only, jump, mix, split
 from twinbench.method import Draws, Networks, Term, Terms, Turn
-from twinbench.methods.matching import Matching, jump
+from twinbench.methods.matching import Matching
 from twinbench.objectives.losses import l2
 from twinbench.randomness import Rng
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from twinbench import files, recipe
 from twinbench.data.mixture import Gaussians, clouds, draw, score_of
-from twinbench.flow import Cond, Velocity, mix
-from twinbench.methods.anystep import instant, one_step
+from twinbench.flow import Cond, Velocity, instant, mix, one_step
+from twinbench.judges.distances import energy_distance
 from twinbench.objectives.targets import clip, matching_weight
 from twinbench.randomness import normal, seed_of
 from twinbench.training.loop import Trainer
@@ -149,7 +149,7 @@ def measure(label: str, trainer: Trainer, before: dict[str, Tensor] | None) -> d
         "real": errors(method.real, clouds(), draw(EACH, 2)[0].double(), "real"),
         "agreement": agreement(method, truth, x),
     }
-    row["distance"] = energy(own(student, 2048, "distance"), draw(2048, 3)[0].double())
+    row["distance"] = energy_distance(own(student, 2048, "distance"), draw(2048, 3)[0].double())
     if method.fake:
         row["fake"] = errors(method.fake, truth, x, "fake")
         if before is not None:
@@ -157,15 +157,6 @@ def measure(label: str, trainer: Trainer, before: dict[str, Tensor] | None) -> d
             earlier.load_state_dict(before)
             row["lagged"] = errors(method.fake, Gaussians(own(earlier, ATOMS, "atoms")), x, "fake")
     return row
-
-
-def energy(x: Tensor, y: Tensor) -> float:
-    """The energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased."""
-
-    def within(a: Tensor) -> Tensor:
-        return torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
-
-    return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
 
 
 def reference() -> dict[str, Any]:

@@ -21,11 +21,11 @@ from tiny import Tiny, load
 from twinbench.baselines.consistency import Consistency, ConsistencyDraws, neighbour
 from twinbench.baselines.meanflow import MeanFlow, MeanFlowDraws
 from twinbench.baselines.scm import SCM, SCMDraws
-from twinbench.baselines.shortcut import Shortcut, ShortcutDraws, two_half_steps
+from twinbench.baselines.shortcut import Shortcut, ShortcutDraws, half_steps
 
 from twinbench.flow import Batch, expand
 from twinbench.method import Networks, Turn
-from twinbench.objectives.targets import recursive
+from twinbench.objectives.targets import recursive, two_steps
 
 LATE = Turn(step=10**6)  # every warm-up has ended
 
@@ -172,7 +172,7 @@ def test_shortcut_is_rcgm_of_order_1_with_half_a_step_ahead():
     x_t, t, r = (p.x + expand(p.t, p.x) * (p.z - p.x))[rows], p.t[rows], p.r[rows]
     cond = {"c": torch.ones(len(t), 2, dtype=torch.float64)}
     v = torch.randn(len(t), 3, dtype=torch.float64)
-    target = two_half_steps(net, x_t, t, r, cond, cond, 0.0)
+    target = two_steps(half_steps(net, cond, 0.0), x_t, t, r, cond)
     other = recursive(net, v, net(x_t, t, t - d / 2, cond), x_t, t, r, cond, order=1, h=d / 2, clamp=None)
     torch.testing.assert_close(v - other, 2 * (v - target), rtol=0, atol=1e-12)
 
@@ -186,7 +186,7 @@ def test_shortcut_guides_the_smallest_half_steps_and_only_them():
     part = [value[far] for value in (x_t, p.t, p.r)]
     cond, null = ({name: value[far] for name, value in c.items()} for c in (cond, null))
     with torch.no_grad():
-        plain, guided = (two_half_steps(exact, *part, cond, null, 1 / 16, scale) for scale in (1.0, 3.0))
+        plain, guided = (two_steps(half_steps(exact, null, 1 / 16, scale), *part, cond) for scale in (1.0, 3.0))
     smallest = part[1] - part[2] == 2 / 16
     moved = (guided - plain)[smallest]
     assert smallest.sum() == 2 and torch.equal(guided[~smallest], plain[~smallest])

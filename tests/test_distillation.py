@@ -15,10 +15,11 @@ import torch
 from gaussian import flow_map, mean_velocity
 from tiny import Tiny, load
 from twinbench.baselines.kd import KD
-from twinbench.baselines.progressive import Progressive, ProgressiveDraws, two_steps
+from twinbench.baselines.progressive import Progressive, ProgressiveDraws
 
 from twinbench.flow import Batch
 from twinbench.method import Draws, Networks, Turn
+from twinbench.objectives.targets import two_steps
 from twinbench.randomness import Rng
 from twinbench.sampler import Schedule, sample, schedule_times
 

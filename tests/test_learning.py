@@ -7,6 +7,7 @@ import torch
 from twinbench import plugins
 from twinbench.backbones.toy import MLP, MLPConfig
 from twinbench.data.mixture import Mixture, MixtureConfig, draw
+from twinbench.judges.distances import energy_distance
 from twinbench.randomness import request_noise
 from twinbench.recipe import Train
 from twinbench.training.loop import Trainer
@@ -37,20 +38,11 @@ CASES |= {name: (name, {}, {}) for name in {*plugins.names("methods")} - {case[0
 ONE_STEP = sorted({*CASES} - UNTRAINED - {"flow-matching"})
 
 
-def energy(x, y):
-    """The energy distance (Szekely & Rizzo): 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased."""
-
-    def within(a):
-        return torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
-
-    return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
-
-
 @torch.no_grad()
 def distance(net, n=3000):
     """Of n samples of one evaluation each from n fresh ones of the mixture."""
     z, one = request_noise((n, 2), "test", "mixture", 0), torch.ones(n)
-    return energy(z - net(z, one, 0 * one, net.null(n)), draw(n, 2)[0])
+    return energy_distance(z - net(z, one, 0 * one, net.null(n)), draw(n, 2)[0])
 
 
 def network():
@@ -87,9 +79,9 @@ def test_the_flow_is_far_away_in_one_step_and_more_training_does_not_help(flow, 
 
 def test_other_samples_of_the_mixture_are_nearer_than_is_asked():
     (one, cloud), (other, _) = draw(3000, 2), draw(3000, 5)
-    assert abs(energy(one, other)) < NEAR / 10
-    assert energy(one, other[::2]) < NEAR / 10
-    assert energy(one, one[cloud > 1]) > NEAR
+    assert abs(energy_distance(one, other)) < NEAR / 10
+    assert energy_distance(one, other[::2]) < NEAR / 10
+    assert energy_distance(one, one[cloud > 1]) > NEAR
 
 
 @pytest.mark.parametrize("label", ONE_STEP)

@@ -5,9 +5,9 @@ import torch
 from tiny import Tiny, load, tensor
 from twinbench.baselines.rcgm import RCGM
 
-from twinbench.flow import Batch, split
+from twinbench.flow import Batch, instant, split
 from twinbench.method import Networks, Turn
-from twinbench.methods.anystep import ROLES, AnyStepDraws, Shares, instant
+from twinbench.methods.anystep import ROLES, AnyStepDraws, Shares
 from twinbench.methods.twinflow import TwinDraws, TwinFlow
 from twinbench.methods.twinflow_paper import PaperDraws
 from twinbench.objectives.losses import barron, l2

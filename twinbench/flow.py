@@ -17,6 +17,7 @@ from torch import Tensor
 
 Cond = dict[str, Tensor]
 Velocity = Callable[[Tensor, Tensor, Tensor, Cond], Tensor]
+OneTime = Callable[[Tensor, Tensor, Cond], Tensor]  # (x, t, cond) -> instantaneous velocity
 Hop = Literal["end", "next", "same"]  # what a sampler asks of each call: r = 0, r = the next time, r = t
 
 
@@ -46,6 +47,22 @@ def split(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The data and the noise that x_t came from, if v were its velocity: x_t - |t| v and x_t + (1 - |t|) v."""
     s = expand(t.abs(), x_t)
     return x_t - s * v, x_t + (1 - s) * v
+
+
+def jump(v: Velocity, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """The sample at the end of one jump from x [n, ...] at t [n]: x - t v(x, t, 0)."""
+    return split(x, v(x, t, torch.zeros_like(t), cond), t)[0]
+
+
+@torch.no_grad()
+def one_step(v: Velocity, z: Tensor, cond: Cond) -> Tensor:
+    """Samples of one evaluation, z - v(z, 1, 0); a constant."""
+    return jump(v, z, torch.ones(len(z), dtype=times_like(z), device=z.device), cond)
+
+
+def instant(v: Velocity, sign: int = 1) -> OneTime:
+    """The instantaneous velocity of a network, v(x, t, t), or with sign -1 that of its twin, v(x, -t, -t)."""
+    return lambda x, t, cond: v(x, sign * t, sign * t, cond)
 
 
 def take(cond: Cond, rows: Tensor) -> Cond:

@@ -47,6 +47,15 @@ def kernel_distance(a: Any, b: Any) -> float:
     return within - 2 * _kernel_sum(a, b) / (n * m)
 
 
+def energy_distance(a: Any, b: Any) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| of a [n, d] and b [m, d], unbiased (Szekely & Rizzo 2013); may be negative."""
+    import torch
+
+    a, b = _features(a, b)
+    within_a, within_b = (torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b))
+    return float(2 * torch.cdist(a, b).mean() - within_a - within_b)
+
+
 def frechet_draws(x: Any, keys: Sequence[str], reference: Any, draws: int = 1000, seed: int = 0) -> np.ndarray:
     """Frechet distances to the reference [m, d] of x [n, d] with its keys resampled with replacement, float64 [draws].
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Velocity, mix, take, times_like
+from twinbench.flow import Batch, Cond, Velocity, mix, one_step, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.methods.roles import ROLES, AnyStepDraws, Shares, Spread, deal
 from twinbench.objectives.derivative import Derivative
@@ -241,15 +241,3 @@ class AnyStep(Method):
         if c.derivative:
             return derivative_target(net, v, y, x, t, r, cond, how=c.derivative, step=c.h, clamp=c.clamp)
         return recursive(net, v, y, x, t, r, cond, order=c.order, h=c.h, clamp=c.clamp, u=u)
-
-
-@torch.no_grad()
-def one_step(net: Velocity, z: Tensor, cond: Cond) -> Tensor:
-    """Samples of one evaluation: z - v(z, 1, 0)."""
-    ones = torch.ones(len(z), dtype=times_like(z), device=z.device)
-    return z - net(z, ones, torch.zeros_like(ones), cond)
-
-
-def instant(net: Velocity, sign: int = 1):
-    """The one-time velocity of a two-time network: v(x, t, t), or with sign -1 that of its twin, v(x, -t, -t)."""
-    return lambda x, t, cond: net(x, sign * t, sign * t, cond)

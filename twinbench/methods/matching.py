@@ -23,10 +23,23 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Velocity, dropped, expand, guided, mix, split, take, times_like
+from twinbench.flow import (
+    Batch,
+    Cond,
+    OneTime,
+    Velocity,
+    dropped,
+    expand,
+    guided,
+    instant,
+    jump,
+    mix,
+    split,
+    take,
+    times_like,
+)
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import l2
-from twinbench.objectives.targets import OneTime
 from twinbench.randomness import Rng
 from twinbench.sampler import Schedule
 from twinbench.settings import Lora
@@ -91,16 +104,14 @@ class Matching(Method):
         """The field of real data, guided."""
         net = {"teacher": networks.teacher, "average": networks.target, "self": networks.student}[self.config.real]
         assert net is not None, f"real: {self.config.real} asks for a network that was not given"
-        field = guided(net, null, self.config.cfg_scale)
-        return lambda x, t, cond: field(x, t, t, cond)
+        return instant(guided(net, null, self.config.cfg_scale))
 
     def fake(self, networks: Networks) -> OneTime:
         """The field of the student's samples."""
         if self.config.fake == "shared":
-            return lambda x, t, cond: networks.student(x, -t, -t, cond)
-        critic = networks.critic
-        assert critic is not None
-        return lambda x, t, cond: critic(x, t, t, cond)
+            return instant(networks.student, -1)
+        assert networks.critic is not None
+        return instant(networks.critic)
 
     @property
     def _holds(self) -> bool:
@@ -194,11 +205,6 @@ def generate(student: Velocity, z: Tensor, stop: Tensor, times: Sequence[float],
                 data = jump(student, x[on], falling[i].expand(int(on.sum())), take(cond, on))
                 x = x.index_put((on,), mix(data, z[on, i + 1], falling[i + 1].expand(len(data))))
     return jump(student, x, falling[stop], cond)
-
-
-def jump(student: Velocity, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    """The sample at the end of one jump from x [n, ...] at t [n]: x - t v(x, t, 0)."""
-    return split(x, student(x, t, torch.zeros_like(t), cond), t)[0]
 
 
 def direction(x: Tensor, fake: Tensor, real: Tensor, floor: float = 1e-6) -> Tensor:

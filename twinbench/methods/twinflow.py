@@ -21,10 +21,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from twinbench.flow import Batch, Hop, Velocity, split, take
+from twinbench.flow import Batch, Hop, Velocity, instant, split, take
 from twinbench.method import Draws, Networks, Term, Terms, Turn
 from twinbench.methods import twinflow_paper
-from twinbench.methods.anystep import OF_TARGETS, AnyStep, Step, instant
+from twinbench.methods.anystep import OF_TARGETS, AnyStep, Step
 from twinbench.methods.roles import AnyStepDraws, Shares, fake_rows
 from twinbench.objectives.targets import MatchWeight, clip, matching_fields, matching_weight
 from twinbench.randomness import Rng

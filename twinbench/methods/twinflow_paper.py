@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twinbench.flow import Batch, Cond, Velocity, mix, take
+from twinbench.flow import Batch, Cond, Velocity, instant, mix, one_step, take
 from twinbench.method import Draws, Term, Terms
-from twinbench.methods.anystep import instant, one_step
 from twinbench.methods.roles import uniform_hops
 from twinbench.objectives.losses import l2
 from twinbench.objectives.targets import guidance_direction, matching_direction

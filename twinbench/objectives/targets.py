@@ -3,17 +3,15 @@ gradient)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from twinbench.flow import Cond, Velocity, expand, join, mix, split, take
+from twinbench.flow import Cond, OneTime, Velocity, expand, join, mix, split, take
 from twinbench.objectives.derivative import Derivative, along
 
-OneTime = Callable[[Tensor, Tensor, Cond], Tensor]  # (x, t, cond) -> instantaneous velocity, t > 0
 MatchWeight = Literal["kl", "dmd"]
 
 
@@ -102,6 +100,16 @@ def derivative_target(
     average say, `recursive` has a pull (t - r) (v - net)/h beside it, which grows without bound; this has none."""
     _, slope = along(net, (x_t, t, r), (y, torch.ones_like(t), torch.zeros_like(r)), cond, how, step)
     return v - clip(v + expand(t - r, v).to(v.dtype) * slope - y, clamp)
+
+
+@torch.no_grad()
+def two_steps(v: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Cond, bound: float | None = None) -> Tensor:
+    """The mean velocity from x_t [n, ...] at t [n] to r of two equal steps along v. bound: of the point between and of
+    the result; None for none."""
+    half = (t - r) / 2
+    first = v(x_t, t, t - half, cond).to(x_t.dtype)
+    middle = clip(x_t - expand(half, x_t).to(x_t.dtype) * first, bound)
+    return clip((first + v(middle, t - half, r, cond).to(x_t.dtype)) / 2, bound)
 
 
 @torch.no_grad()
