@@ -10,8 +10,11 @@ so that one evaluation is judged too. data_r: data at the same r, with noise of 
 frozen teacher (LADD, Sauer et al. 2024, arXiv 2403.12015). Head and student take turns, one each, and the tangent warms
 up with the student's steps.
 
-Guidance is one scale here; the trainer draws it of {4, 4.5, 5} and shows it to the network as a condition. Left out,
-too: the learned log-variance (see `scm`), and the mismatched pairs of sample and prompt, an option there.
+The defaults are the trainer's numbers, for data of deviation 0.5. The trainer halves latents of deviation 1, and their
+noise, and draws tan s = e^n / 0.5: on such latents it is `sigma_data: 1` and both means log 2 higher, `times: [0.893,
+1.6]` and `head_times: [0.093, 1.0]`. Guidance is one scale here; there it is drawn of {4, 4.5, 5} and shown to the
+network. Left out, too: the mismatched pairs of sample and prompt, an option there, and the learned log-variance (see
+`scm`). That one also weighs sCM against the GAN: with it a row's gradient of sCM has length 2, here 2/sqrt(D).
 """
 
 from __future__ import annotations

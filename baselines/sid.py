@@ -6,8 +6,10 @@ real field's and K the fake field's estimate of the clean sample from y = x_g + 
     student   sum_D (R - K) ((R - x_g) - alpha (R - K)) / sg(mean_D |x_g - R|),   the gradient flows through R and K
     critic    (1/sigma^2 + 1/sigma_d^2) sum_D (K - x_g)^2,   EDM's denoising loss on the student's own samples
 
-alpha = 1 is the identity in expectation; 1.2 also subtracts part of a biased square. Both losses are means over D here
-(the original sums: a constant that Adam does not see). The student makes its samples from noise at t = 1.
+alpha is how much of (R - K)^2 is taken off. Both parts miss how an exact K moves with the distribution of the samples;
+at alpha = 1/2, without the weight, what they miss cancels, and the gradient is half of the divergence's. The authors
+take 1 and 1.2. Both losses are means over D here (the original sums: a constant that Adam does not see). The student
+makes its samples from noise at t = 1.
 
 EDM's noise level sigma meets the straight path at t = sigma / (1 + sigma): x_t = (1 - t) y, R = x_t - t v(x_t, t, t),
 and K - x_g = t (eps - x_g - v), so the critic's loss is (1 + (sigma/sigma_d)^2) / (1 + sigma)^2 times flow matching's.
@@ -48,7 +50,7 @@ class ScoreDraws(Draws):
 
 class SiD(Matching):
     class Config(Matching.Config):
-        alpha: float = Field(1.2, ge=0, description="1: the score identity; beyond: a biased, stronger pull")
+        alpha: float = Field(1.2, ge=0, description="share of (R - K)^2 that is taken off (SiD: 1 and 1.2)")
         critic_steps: int = Field(1, ge=1, description="turns of the critic, if there is one, to one of the student")
         tmax: float = Field(0.8, gt=0, le=1, description="share of the noise grid that the student's turn uses")
         sigma_range: tuple[float, float] = Field((0.002, 80.0), description="ends of EDM's grid")

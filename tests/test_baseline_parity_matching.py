@@ -1,13 +1,15 @@
 """Methods that match distributions (DMD, DMD2, SiD): the official code's numbers to 1e-10 in float64, and what must
 hold, whoever the real and the fake field are."""
 
+import hypothesis
 import pytest
 import torch
 from gaussian import MEAN, SCALE, mean_velocity
+from hypothesis import strategies as st
 from tiny import Tiny, load, tensor
 from twinbench.baselines.dmd import DMD
 from twinbench.baselines.dmd2 import DMD2
-from twinbench.baselines.sid import ScoreDraws, SiD, grid
+from twinbench.baselines.sid import ScoreDraws, SiD, fisher, grid
 
 from twinbench.flow import Batch, Counted, expand
 from twinbench.method import Networks, Turn
@@ -264,6 +266,36 @@ def test_where_the_fields_know_the_sample_sid_pulls_as_dmd(alpha):
     (grad,) = torch.autograd.grad(rows.sum(), outputs[0])
     x = draws.z / 2
     close(-3 * grad, direction(x, points[1].expand(n, 3), points[0].expand(n, 3), floor=0))  # a mean over 3 numbers
+
+
+@hypothesis.given(*[st.floats(0.2, 3.0)] * 3)
+@hypothesis.settings(deadline=None, max_examples=25)
+def test_half_of_the_square_off_is_sids_exact_gradient(scale, sigma, true):
+    """Samples x = scale n, data of deviation `true`, y = x + sigma eps, both fields exact. All is quadratic in n and
+    eps, so that three points of each give the expectations."""
+    points, weights = tensor([-(3**0.5), 0, 3**0.5]), tensor([1 / 6, 2 / 3, 1 / 6])
+    n, eps = (grid.reshape(-1, 1) for grid in torch.meshgrid(points, points, indexing="ij"))
+    share = (weights[:, None] * weights).reshape(-1)
+
+    def of_samples(scale):
+        return scale**2 / (scale**2 + sigma**2)
+
+    def gradient(expectation):
+        (at,) = torch.autograd.grad(expectation, scales[-1])
+        return at.item()
+
+    scales = [tensor(scale).requires_grad_()]
+    real, exact = of_samples(tensor(true)), of_samples(scales[0])
+    want = gradient((real - exact) ** 2 * (scales[0] ** 2 + sigma**2))
+    found = []
+    for alpha in (0.0, 0.5, 1.2):
+        scales.append(tensor(scale).requires_grad_())
+        x = scales[-1] * n
+        y = x + sigma * eps
+        rows = fisher(x, real * y, of_samples(tensor(scale)) * y, alpha) * (x - real * y).detach().abs().clamp(min=1e-5)
+        found.append(gradient((rows[:, 0] * share).sum()))
+    assert found[1] == pytest.approx(want / 2, rel=1e-6, abs=1e-12)
+    assert abs(scale - true) < 0.05 or max(abs(found[i] - want / 2) for i in (0, 2)) > 1e-3 * abs(want)
 
 
 def batch_of(n):

@@ -158,6 +158,32 @@ def test_any_step_objectives_are_still_to_first_order_in_h(kind, order, settings
         torch.testing.assert_close(coarse / fine, torch.full_like(coarse, 2.0), rtol=0, atol=0.25)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize("target", ["self", "average", "pretrained"])
+def test_the_fixed_point_has_the_guidance_that_was_asked_for(target, scale):
+    """On rows with r = t, where the empty condition's field lies 1 above the data's: the guided field, v_null + scale
+    (v - v_null), stays, whether it guides itself or a frozen one that is not guided does; the plain field does not."""
+
+    def field(offset):
+        return lambda x, t, r, cond: mean_velocity(x, t, r) + torch.where(cond["null"] > 0, 1.0, offset)
+
+    p = pairs(["local"], 0.01)
+    draws, zero = replace(draws_of(p), r=p.t), torch.zeros(len(p.t), 1)
+    batch = replace(p.batch, cond={"null": zero}, null={"null": zero + 1})
+    method = RCGM(RCGM.Config(order=0, target=target, cfg_scale=scale, metric="l2", weighting="none"))
+    for offset, still in ((1 - scale, True), (-0.5, False)):
+        student, outputs = field(offset), []
+
+        def leaf(*point, student=student, outputs=outputs):
+            outputs.append(student(*point).requires_grad_(torch.is_grad_enabled()))
+            return outputs[-1]
+
+        terms = method.loss(Networks(leaf, target=student, teacher=field(0.0)), batch, draws, Turn())
+        (grad,) = torch.autograd.grad(terms.total(), next(v for v in outputs if v.requires_grad))
+        summed = grad.unflatten(0, (2, -1)).sum(0) * len(p.t)
+        assert (summed.abs().max() < 1e-12) == still and grad.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", [RCGM, TwinFlow])
 def test_a_wrong_velocity_is_pulled_by_an_amount_that_does_not_vanish_with_h(kind):
     for h in (0.01, 0.0025):

@@ -1,5 +1,7 @@
 """The methods with a GAN head, DMD2 and SANA-Sprint: recorded numbers, gradients by hand, where their terms pull."""
 
+import math
+
 import pytest
 import torch
 from gaussian import MEAN, deviation, mean_velocity
@@ -13,6 +15,7 @@ from twinbench.flow import Batch, expand, mix
 from twinbench.method import Networks, Turn
 from twinbench.methods.matching import MatchDraws
 from twinbench.objectives.levels import logit_normal
+from twinbench.objectives.trigflow import Trig
 from twinbench.randomness import Rng
 
 FASTGEN = load("fastgen_dmd")
@@ -215,6 +218,16 @@ def test_sana_sprints_adversarial_terms_by_hand():
         want = 0.5 * ((1 - real).clamp(min=0) + (1 + fake).clamp(min=0)).mean(1)
         close(terms.losses["gan"].rows, want)
         assert not torch.isin(draws.z, draws.eps).any() and not torch.isin(draws.z_g, draws.eps).any()
+
+
+def test_on_latents_of_deviation_1_the_trainers_path_has_sigma_1_and_times_log_2_higher():
+    """It halves latents and noise, and draws tan s = e^n / 0.5, n ~ N(0.2, 1.6)."""
+    batch, z, n = batch_of(8), drawn(SanaSprint(), STUDENT).z, torch.linspace(-3, 3, 8, dtype=torch.float64)
+    s = torch.atan(n.exp() / 0.5)
+    t = torch.sigmoid(n + math.log(2))
+    trig = Trig(t, mix(batch.x, z, t), 1.0)
+    close(trig.s, s, 1e-12)
+    close(trig.x / 2, expand(s.cos(), z) * batch.x / 2 + expand(s.sin(), z) * z / 2, 1e-12)
 
 
 def test_sana_sprints_times_are_its_trainers():

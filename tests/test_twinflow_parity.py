@@ -32,6 +32,12 @@ def test_barron(case):
     close(pred.grad, case["grad_of_sum"])
 
 
+def test_barron_pulls_every_row_with_the_same_strength():
+    errors = torch.logspace(-1, 2, 4)[:, None] * torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    (grad,) = torch.autograd.grad(barron(errors.requires_grad_(), torch.zeros(4, 7)).sum(), errors)
+    close(grad.norm(dim=1).double(), [2 / 7**0.5] * 4, 1e-2)
+
+
 def test_l2():
     pred = tensor(COMPONENTS["losses"]["pred"]).requires_grad_()
     loss = l2(pred, tensor(COMPONENTS["losses"]["target"]))

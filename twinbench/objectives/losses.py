@@ -12,8 +12,8 @@ def l2(pred: Tensor, target: Tensor) -> Tensor:
 
 def barron(pred: Tensor, target: Tensor, alpha: float = 1.0, c: float = 1e-3) -> Tensor:
     """Barron's robust loss in TwinFlow's detached form: m/c times (m/(c^2 + 1e-8)/|alpha - 2| + 1)^((alpha -
-    2)/2), m the mean square error. With alpha = 1 and m >> c^2 it is the RMS error, and each row's gradient has
-    about unit norm.
+    2)/2), m the mean square error. With alpha = 1 and m >> c^2 it is the RMS error, and every row's gradient, D
+    numbers, has length 2/sqrt(D), however large its error.
 
     Sources: Barron 2019 (arXiv 1701.03077); TwinFlow `src/methodes/twinflow` for the constants."""
     m = l2(pred, target)
