@@ -112,7 +112,17 @@ class SanaSprint(Method):
         assert networks.teacher is not None
         with torch.no_grad():
             y = guided(networks.teacher, batch.null, c.cfg_scale)(x_t, t, t, cond).to(x_t.dtype)
-        share, how = warmed(turn.step, c.warmup), {"derivative": c.derivative, "step": c.step}
-        rows, g = scm(networks.student, x_t, y, t, cond, sigma=c.sigma_data, share=share, const=c.const, **how)
+        rows, g = scm(
+            networks.student,
+            x_t,
+            y,
+            t,
+            cond,
+            sigma=c.sigma_data,
+            share=warmed(turn.step, c.warmup),
+            const=c.const,
+            derivative=c.derivative,
+            step=c.step,
+        )
         terms = {"scm": Term(c.scm * rows, draws.rows), "gan": Term(c.gan * hinge_generator(fake), draws.rows)}
         return Terms(terms, {"tangent": g.square().mean().sqrt()})
