@@ -43,13 +43,13 @@ class PictureDiversity(Benchmark):
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def beside(self, known: Mapping[str, Mapping[str, Any]]) -> None:
-        self.settings = dict(known.get(self.config.asks, {}))
+        self.settings = known.get(self.config.asks, {})
 
     @cached_property
     def asked(self) -> Benchmark:
         """The benchmark whose pictures these are, under its own settings."""
         kind = plugins.benchmark(self.config.asks)
-        return kind(None, validate(kind.Config, self.settings, f"benchmark {kind.name!r}"), self.prompts)
+        return kind(None, validate(kind.Config, dict(self.settings), f"benchmark {kind.name!r}"), self.prompts)
 
     @property
     def prompt_set(self) -> str:

@@ -111,7 +111,8 @@ def evaluate(
         for name, make in work.items():
             try:
                 with bar(f"eval {name}") if ranks.first else nullcontext(lambda *_: None) as show:
-                    subject, made = make()
+                    with ranks.stage():
+                        subject, made = make()
                     told = {"again": again, "keep_going": keep_going, "untested": untested}
                     for share, note in evaluate(subject, made, results, limit=limit, ranks=ranks, **told):
                         show(share, note)

@@ -113,51 +113,55 @@ def evaluate(
     is known, unless they are taken `untested`; then the score says so. UserError, before anything is drawn, where what
     a judge needs is not there."""
     target = place(results, subject)
-    asked = {benchmark: benchmark.requests(limit) for benchmark in made}
-    jobs = [
-        Job(benchmark, subject.source(plan, benchmark.prompt_set, requests), requests, limit)
-        for plan in subject.plans
-        for benchmark, requests in asked.items()
-    ]
-    allowed = {name for name, yes in (("errors", keep_going), ("untested", untested)) if yes}
-    jobs = [job for job in jobs if again or not job.stands(target, allowed)]
-    waiting = list(dict.fromkeys(job.benchmark for job in jobs))
-    for benchmark in waiting:
-        find(benchmark)
-    ranks.wait()
+    with ranks.stage():
+        asked = {benchmark: benchmark.requests(limit) for benchmark in made}
+        jobs = [
+            Job(benchmark, subject.source(plan, benchmark.prompt_set, requests), requests, limit)
+            for plan in subject.plans
+            for benchmark, requests in asked.items()
+        ]
+        allowed = {name for name, yes in (("errors", keep_going), ("untested", untested)) if yes}
+        jobs = [job for job in jobs if again or not job.stands(target, allowed)]
+        waiting = list(dict.fromkeys(job.benchmark for job in jobs))
+        for benchmark in waiting:
+            find(benchmark)
     work = sum((job.source.plan.nfe + 1) * len(job.requests) for job in jobs)
     done = 0
-    for job in jobs:
-        share, plan, start, first = (
-            ranks.share(job.requests, job.source.block),
-            job.source.plan,
-            time.perf_counter(),
-            -1,
-        )
-        for count in job.source.draw(share):
-            first = count if first < 0 else first
-            pace = (count - first) / max(time.perf_counter() - start, 1e-9)
-            yield (done + plan.nfe * count * ranks.size) / work, f"NFE {plan.nfe}  {pace:.2g} images/s"
-        done += plan.nfe * len(job.requests)
-    ranks.wait()
-    subject.release()
-    for benchmark in () if untested else waiting:
-        examine(benchmark)
+    with ranks.stage():
+        for job in jobs:
+            nfe = job.source.plan.nfe
+            for count, pace in _drawn(job, ranks):
+                yield (done + nfe * count * ranks.size) / work, f"NFE {nfe}  {pace:.2g} images/s"
+            done += nfe * len(job.requests)
+    with ranks.stage():
+        subject.release()
+        for benchmark in () if untested else waiting:
+            examine(benchmark)
     for job in jobs:
         judging, start = Judging(job.benchmark, job.source, job.requests, keep_going=keep_going), time.perf_counter()
-        if again and ranks.first:
-            judging.clear()
-        ranks.wait()
-        for count in judging.judge(ranks):
-            yield min(1.0, (done + count * ranks.size) / work), f"NFE {job.source.plan.nfe}  {job.benchmark.name}"
-        ranks.wait()
-        if ranks.first:
-            told: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3)}
-            write(target, subject.record, job, judging.result(), told | ({"untested": True} if untested else {}))
-            judging.clear()
-        ranks.wait()
+        with ranks.stage():
+            if again and ranks.first:
+                judging.clear()
+        with ranks.stage():
+            for count in judging.judge(ranks):
+                ranks.look()
+                yield min(1.0, (done + count * ranks.size) / work), f"NFE {job.source.plan.nfe}  {job.benchmark.name}"
+        with ranks.stage():
+            if ranks.first:
+                told: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3)}
+                write(target, subject.record, job, judging.result(), told | ({"untested": True} if untested else {}))
+                judging.clear()
         done += len(job.requests)
     yield 1.0, ", ".join(f"NFE {plan.nfe}" for plan in subject.plans)
+
+
+def _drawn(job: Job, ranks: Ranks) -> Iterator[tuple[int, float]]:
+    """Draw this process's share; yields how many are done, and how many a second."""
+    start, first = time.perf_counter(), -1
+    for count in job.source.draw(ranks.share(job.requests, job.source.block)):
+        ranks.look()
+        first = count if first < 0 else first
+        yield count, (count - first) / max(time.perf_counter() - start, 1e-9)
 
 
 def place(results: Path, subject: Subject) -> Path:
