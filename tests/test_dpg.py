@@ -13,6 +13,7 @@ from twinbench.benchmarks.dpg import rows, score
 from twinbench.benchmarks.dpg_pictures import DPG, DPGConfig
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
+from twinbench.judges.base import VQA
 from twinbench.statistics import bootstrap, evaluate
 
 SUITES = json.loads((Path(__file__).parent / "fixtures" / "dpg_cases.json").read_text())["suites"]
@@ -124,7 +125,7 @@ def test_nothing_is_left_out_silently():
 # ---- the benchmark ----
 
 
-class Oracle:
+class Oracle(VQA):
     """Says yes where the picture's first byte exceeds the length of the question."""
 
     name, version = "oracle", "1"

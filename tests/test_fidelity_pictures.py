@@ -15,10 +15,11 @@ from twinbench.benchmarks.diversity_pictures import DiversityConfig, PictureDive
 from twinbench.benchmarks.fidelity_pictures import FidelityConfig, PictureFidelity
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
+from twinbench.judges.base import Distance, Features, Similarity
 from twinbench.judges.distances import frechet, frechet_to, kernel_distance
 
 
-class Corners:
+class Corners(Features):
     """Three corner pixels as features."""
 
     name, version = "corners", "1"
@@ -27,14 +28,14 @@ class Corners:
         return np.array([p[[0, 0, -1], [0, -1, 0], 0] for p in pictures], np.float64) / 255
 
 
-class Words:
+class Words(Similarity):
     name, version = "words", "1"
 
     def scores(self, pictures, texts):
         return np.array([p[0, 0, 0] / 255 if "bright" in t else 0.0 for p, t in zip(pictures, texts, strict=True)])
 
 
-class Apart:
+class Apart(Distance):
     name, version = "lpips", "1"
 
     def __call__(self, pictures, others):

@@ -14,7 +14,7 @@ from twinbench.benchmarks.geneval import prompts, summarize, verdict
 from twinbench.benchmarks.geneval_pictures import GenEval, GenEvalConfig, GenEvalRewritten
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
-from twinbench.judges.base import Found
+from twinbench.judges.base import Colors, Detector, Found
 
 CASES = json.loads((Path(__file__).parent / "fixtures" / "geneval_cases.json").read_text())
 OFFICIAL = [c for c in CASES["cases"] if not c["options"]]
@@ -28,7 +28,7 @@ def picture_of(number):
     return np.full((4, 4, 3), 0, np.uint8) + np.array([number % 256, number // 256, 0], np.uint8)
 
 
-class Recorded:
+class Recorded(Detector):
     """Finds what the case of the picture has found, in chunks of any size."""
 
     name, version = "recorded", "1"
@@ -40,7 +40,7 @@ class Recorded:
         ]
 
 
-class Colors:
+class Named(Colors):
     name, version = "colors", "2"
 
     def colors_of(self, pictures, found, labels):
@@ -52,7 +52,7 @@ class Colors:
 
 @pytest.fixture
 def bench(monkeypatch):
-    made = {"mask2former": Recorded(), "clip-colors": Colors()}
+    made = {"mask2former": Recorded(), "clip-colors": Named()}
     monkeypatch.setattr(base, "judge_of", lambda name, settings: made[name])
     return GenEval(None, GenEvalConfig(copies=1, batch=7))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from twinbench.data.base import Request, World
 from twinbench.errors import UserError, WorkError
-from twinbench.judges.base import Pictures
+from twinbench.judges.base import Pictures, asked_as
 from twinbench.judges.base import judge as judge_of
 from twinbench.sections import Named
 from twinbench.settings import Strict
@@ -30,9 +30,12 @@ class Judging(Named):
 
     name: str
 
-    def made(self) -> Any:
-        """The judge itself; weights are loaded by its first question. Raises UserError for a wrong name or setting."""
-        return judge_of(self.name, self.options)
+    def made(self, kind: Any = None) -> Any:
+        """The judge itself; weights are loaded by its first question. kind: what it is asked as, such as Detector.
+
+        Raises UserError for a wrong name or setting, or one of another kind."""
+        judge = judge_of(self.name, self.options)
+        return asked_as(kind, judge) if kind else judge
 
 
 Chosen = Annotated[Judging, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)]

@@ -20,6 +20,7 @@ from twinbench import plugins
 from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batches, identity, row_of
 from twinbench.data.base import Request
 from twinbench.errors import UserError
+from twinbench.judges.base import Distance, Features
 from twinbench.settings import Strict, validate
 from twinbench.statistics import Metric
 
@@ -56,8 +57,16 @@ class PictureDiversity(Benchmark):
         return self.asked.prompt_set
 
     @property
+    def distance(self) -> Distance | None:
+        return self.config.distance.made(Distance) if self.config.distance else None
+
+    @property
+    def encoder(self) -> Features:
+        return self.config.features.made(Features)
+
+    @property
     def judge_name(self) -> str:
-        return identity((self.config.distance or self.config.features).made())
+        return identity(self.distance or self.encoder)
 
     def requests(self, limit: int | None = None) -> Sequence[Request]:
         requests = self.asked.requests(limit)
@@ -83,7 +92,6 @@ class PictureDiversity(Benchmark):
 
     def _distances(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-        if self.config.distance:
-            return self.config.distance.made()(first, second)
-        encoder = self.config.features.made()
-        return np.linalg.norm(encoder(first) - encoder(second), axis=1)
+        if self.distance:
+            return self.distance(first, second)
+        return np.linalg.norm(self.encoder(first) - self.encoder(second), axis=1)

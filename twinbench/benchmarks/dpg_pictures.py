@@ -18,6 +18,7 @@ from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batc
 from twinbench.benchmarks.dpg import rows, whole_table
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
+from twinbench.judges.base import VQA
 from twinbench.recipe import digest
 from twinbench.settings import Strict
 from twinbench.statistics import Metric, evaluate
@@ -78,12 +79,16 @@ class DPG(Benchmark):
         return limited([Request(key, prompts[key], c, "dpg") for key in reversed(prompts) for c in copies], limit)
 
     @property
+    def vqa(self) -> VQA:
+        return self.config.vqa.made(VQA)
+
+    @property
     def judge_name(self) -> str:
         told = digest([[row[name] for name in COLUMNS] for row in self.questions])[:12]
-        return f"{identity(self.config.vqa.made())} + questions/{told}"
+        return f"{identity(self.vqa)} + questions/{told}"
 
     def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
-        vqa, table = self.config.vqa.made(), whole_table(self.questions)
+        vqa, table = self.vqa, whole_table(self.questions)
         answers: list[dict[str, str]] = []
         for pictures, part in batches(samples, requests, self.config.batch):
             asked = [(i, text) for i, r in enumerate(part) for text in table[r.key].question.values()]

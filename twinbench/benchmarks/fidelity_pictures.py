@@ -17,6 +17,7 @@ from twinbench.benchmarks import references
 from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batches, identity, limited, row_of
 from twinbench.data.base import Request
 from twinbench.errors import UserError
+from twinbench.judges.base import Features, Similarity
 from twinbench.judges.distances import frechet_to, kernel_distance
 from twinbench.settings import REQUIRED, Strict
 from twinbench.statistics import Metric
@@ -43,12 +44,19 @@ class PictureFidelity(Benchmark):
             raise UserError("fidelity needs a reference: --set eval.benchmarks.fidelity.reference=mjhq-30k")
         return self.config.reference
 
+    @property
+    def encoder(self) -> Features:
+        return self.config.features.made(Features)
+
+    @property
+    def clip(self) -> Similarity | None:
+        return self.config.clip.made(Similarity) if self.config.clip else None
+
     @cached_property
     def statistics(self) -> references.Statistics:
         """Raises UserError where the reference holds other features than this judge's."""
-        judge = self.config.features.made()
-        told = references.statistics(self.reference, judge.name)
-        mine = references.kind(judge)
+        told = references.statistics(self.reference, self.encoder.name)
+        mine = references.kind(self.encoder)
         if not mine.startswith(told.judges):
             theirs = " or ".join(map(repr, told.judges))
             raise UserError(f"reference {self.reference} holds features of {theirs}, not of {mine!r}")
@@ -60,7 +68,7 @@ class PictureFidelity(Benchmark):
 
     @property
     def judge_name(self) -> str:
-        judges = [self.config.features.made(), *([self.config.clip.made()] if self.config.clip else [])]
+        judges = [judge for judge in (self.encoder, self.clip) if judge]
         return f"{identity(*judges)} + {references.title(self.reference)}/{self.statistics.sha256[:12]}"
 
     def requests(self, limit: int | None = None) -> list[Request]:
@@ -71,11 +79,11 @@ class PictureFidelity(Benchmark):
         return limited(references.requests(self.reference, self.config.images), limit)
 
     def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
-        encoder, parts, items = self.config.features.made(), [], []
+        encoder, clip, parts, items = self.encoder, self.clip, [], []
         for pictures, part in batches(samples, requests, self.config.batch):
             parts.append(np.asarray(encoder(pictures), np.float64))
-            if self.config.clip:
-                cosines = self.config.clip.made().scores(pictures, [r.prompt for r in part])
+            if clip:
+                cosines = clip.scores(pictures, [r.prompt for r in part])
                 items += [{**row_of(r), "clip": 100 * float(x)} for r, x in zip(part, cosines, strict=True)]
         return Evidence(items, np.concatenate(parts), [r.key for r in requests])
 

@@ -30,7 +30,7 @@ from twinbench.benchmarks.geneval import TASKS, keep, verdict
 from twinbench.data.base import Request
 from twinbench.data.geneval import prompts
 from twinbench.errors import UserError, WorkError
-from twinbench.judges.base import Found
+from twinbench.judges.base import Colors, Detector, Found
 from twinbench.settings import Strict
 from twinbench.statistics import Metric
 
@@ -85,13 +85,21 @@ class GenEval(Benchmark):
         return {name: getattr(self.config, name) for name in names}
 
     @property
+    def detector(self) -> Detector:
+        return self.config.detector.made(Detector)
+
+    @property
+    def colors(self) -> Colors:
+        return self.config.colors.made(Colors)
+
+    @property
     def judge_name(self) -> str:
         changed = {k: v for k, v in self.rules.items() if v != GenEvalConfig.model_fields[k].default}
         told = "".join(f" + {name} {value}" for name, value in changed.items())
-        return identity(self.config.detector.made(), self.config.colors.made()) + told
+        return identity(self.detector, self.colors) + told
 
     def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
-        detector, items = self.config.detector.made(), []
+        detector, items = self.detector, []
         for pictures, part in batches(samples, requests, self.config.batch):
             found = detector(pictures)
             if len(found) != len(pictures):
@@ -113,8 +121,7 @@ class GenEval(Benchmark):
             verdict(self.metadata[request.key], found[i], color_of=note(i), **self.rules)
         named: dict[tuple[int, int, str], str] = {}
         if asked:
-            colors = self.config.colors.made()
-            said = colors.colors_of(
+            said = self.colors.colors_of(
                 [pictures[i] for i, _, _ in asked], [f for _, f, _ in asked], [c for *_, c in asked]
             )
             named = {(i, id(item), label): color for (i, item, label), color in zip(asked, said, strict=True)}

@@ -34,11 +34,9 @@ def audit(
     held = work.captions_of(captions)
     texts, by = None, None
     if embed:
-        from twinbench.judges.base import judge
+        from twinbench.judges.base import Similarity, asked_as, judge
 
-        made = judge(embed)
-        if not hasattr(made, "texts"):
-            raise UserError(f"--embed {embed}: that judge embeds no texts; clip does")
+        made = asked_as(Similarity, judge(embed))
         texts, by = made.texts, f"{made.name}/{made.version}"
     matches = work.audit(held.texts, prompts, texts)
     found = work.report(held.texts, prompts, matches)

@@ -48,9 +48,9 @@ def reference(
     from twinbench import recipe as recipes
     from twinbench.benchmarks import references
     from twinbench.console import bar
-    from twinbench.judges.base import judge
+    from twinbench.judges.base import Features, asked_as, judge
 
-    made = judge(features, recipes.overridden({}, sets or []))
+    made = asked_as(Features, judge(features, recipes.overridden({}, sets or [])))
     with bar(f"reference {name}") as show:
         for share, note in references.make(name, made):
             show(share, note)

@@ -132,6 +132,14 @@ class Judge(ABC):
         """Asks what is known. Raises WorkError, in one sentence, at a wrong answer."""
 
 
+def asked_as(kind: Any, made: Any) -> Any:
+    """A judge that inherits one of the protocols above, such as Detector. Raises UserError for one of another kind."""
+    if kind in type(made).__mro__:
+        return made
+    these = [name for name in plugins.names("judges") if kind in plugins.judge(name).__mro__]
+    raise UserError(f"judge {made.name} is no {kind.__name__}; these are: {', '.join(these)}")
+
+
 def judge(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """The judge of this name; the same one for the same settings, so that weights are loaded once a process.
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from twinbench.data.geneval import COLORS
 from twinbench.errors import UserError
 from twinbench.judges import known, weights
-from twinbench.judges.base import Found, Pictures
+from twinbench.judges.base import Colors, Found, Pictures, Similarity
 from twinbench.judges.network import Network, Settings, each
 from twinbench.settings import Strict
 
@@ -37,7 +37,7 @@ class ClipSettings(Settings):
     quick_gelu: bool = Field(True, description="whether the network must have QuickGELU, as OpenAI's weights need")
 
 
-class Clip(Network):
+class Clip(Network, Similarity):
     """Pictures and texts as unit vectors; the CLIP score is 100 times their cosine."""
 
     Config: ClassVar[type[Strict]] = ClipSettings
@@ -126,7 +126,7 @@ class ColorSettings(ClipSettings):
     crop: bool = Field(True, description="whether the object's box is cut out")
 
 
-class ClipColors(Clip):
+class ClipColors(Clip, Colors):
     """GenEval's colours: the object cut out on gray, against three sentences a colour; zero-shot, so one of ten."""
 
     Config: ClassVar[type[Strict]] = ColorSettings

@@ -19,7 +19,7 @@ from pydantic import Field
 from twinbench.data.geneval import CLASSES
 from twinbench.errors import UserError
 from twinbench.judges import known, mask2former, weights
-from twinbench.judges.base import Found, Pictures
+from twinbench.judges.base import Detector, Found, Pictures
 from twinbench.judges.network import Network, Settings, alike, pretrained, tensors
 from twinbench.settings import Strict
 
@@ -41,7 +41,7 @@ class DetectorSettings(Settings):
     floor: float = Field(0.05, ge=0, lt=1, description="objects are told above this score; GenEval asks above 0.3")
 
 
-class Mask2Former(Network):
+class Mask2Former(Network, Detector):
     Config: ClassVar[type[Strict]] = DetectorSettings
     name = "mask2former"
     packages = ("torch", "transformers")

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from twinbench.errors import UserError, WorkError
 from twinbench.judges import known
-from twinbench.judges.base import Judge, Pictures
+from twinbench.judges.base import VQA, Judge, Pictures
 from twinbench.settings import Strict
 
 
@@ -37,7 +37,7 @@ class ExternalSettings(Strict):
     timeout: float = Field(600, gt=0, description="seconds to wait for a line, the first one too")
 
 
-class ExternalVQA(Judge):
+class ExternalVQA(Judge, VQA):
     Config: ClassVar[type[Strict]] = ExternalSettings
     name = "external-vqa"
 

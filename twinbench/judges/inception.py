@@ -18,7 +18,7 @@ from pydantic import Field
 
 from twinbench.errors import UserError
 from twinbench.judges import known, weights
-from twinbench.judges.base import Pictures
+from twinbench.judges.base import Features, Pictures
 from twinbench.judges.network import Network, Settings, alike, tensors
 from twinbench.settings import Strict
 
@@ -33,7 +33,7 @@ class InceptionSettings(Settings):
     mode: Literal["clean", "legacy_pytorch", "legacy_tensorflow"] = Field("clean", description="how it is resized")
 
 
-class Inception(Network):
+class Inception(Network, Features):
     Config: ClassVar[type[Strict]] = InceptionSettings
     name = "inception"
     packages = ("torch", "clean-fid", "pillow")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from twinbench.errors import UserError, WorkError
 from twinbench.judges import known, weights
-from twinbench.judges.base import Pictures
+from twinbench.judges.base import Distance, Pictures
 from twinbench.judges.network import Network, Settings, alike, tensors
 from twinbench.settings import Strict
 
@@ -29,7 +29,7 @@ class LPIPSSettings(Settings):
     weights: str | None = Field(None, description="alexnet-owt-7be5be79.pth; the fetched one by default")
 
 
-class LPIPS(Network):
+class LPIPS(Network, Distance):
     Config: ClassVar[type[Strict]] = LPIPSSettings
     name = "lpips"
     packages = ("torch", "torchvision", "torchmetrics")

@@ -20,7 +20,7 @@ from pydantic import Field
 from twinbench.data.geneval import CLASSES
 from twinbench.errors import UserError
 from twinbench.judges import known, mask2former, weights
-from twinbench.judges.base import Found, Pictures
+from twinbench.judges.base import Detector, Found, Pictures
 from twinbench.judges.network import Network, Settings
 from twinbench.settings import Strict
 
@@ -33,7 +33,7 @@ class MMDetectionSettings(Settings):
     floor: float = Field(0.05, ge=0, lt=1, description="objects are told above this score; GenEval asks above 0.3")
 
 
-class MMDetection(Network):
+class MMDetection(Network, Detector):
     Config: ClassVar[type[Strict]] = MMDetectionSettings
     name = "mmdet"
     packages = ("torch", "mmdet", "mmengine")

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from twinbench.errors import WorkError
-from twinbench.judges.base import Judge, Pictures
+from twinbench.judges.base import Features, Judge, Pictures
 from twinbench.settings import Strict
 
 
@@ -17,7 +17,7 @@ class PixelsConfig(Strict):
     side: int = Field(8, ge=1, le=64, description="cells of the grid's side")
 
 
-class Pixels(Judge):
+class Pixels(Judge, Features):
     """float64 [n, 3 side^2]: the mean colour of each cell, 0 to 1."""
 
     Config: ClassVar[type[PixelsConfig]] = PixelsConfig

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from twinbench.errors import UserError
 from twinbench.judges import known, weights
-from twinbench.judges.base import Pictures
+from twinbench.judges.base import Features, Pictures
 from twinbench.judges.inception import UNIFORM
 from twinbench.judges.network import Network, Settings, alike, tensors
 from twinbench.settings import Strict
@@ -34,7 +34,7 @@ class TorchFidelitySettings(Settings):
     mode: Literal["tensorflow", "torchmetrics"] = Field("tensorflow", description="how it is resized")
 
 
-class TorchFidelity(Network):
+class TorchFidelity(Network, Features):
     Config: ClassVar[type[Strict]] = TorchFidelitySettings
     name = "torch-fidelity"
     packages = ("torch", "torchmetrics", "torch-fidelity")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from twinbench.judges import known, weights
-from twinbench.judges.base import Pictures
+from twinbench.judges.base import VQA, Pictures
 from twinbench.judges.network import Network, Settings, alike, pretrained
 from twinbench.settings import Strict
 
@@ -34,7 +34,7 @@ class QwenSettings(Settings):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of the network")
 
 
-class _Answers(Network):
+class _Answers(Network, VQA):
     """What both share: the inputs of each pair are made alone, those of one shape are asked together."""
 
     packages = ("torch", "transformers")
