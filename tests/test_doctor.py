@@ -35,9 +35,15 @@ def test_a_judge_that_is_asked_for_must_be_there_and_be_right(tmp_path):
     torch.save({f"features.{name}": value for name, value in features.items()}, tmp_path / "random.pth")
     missing = doctor("lpips", assets=tmp_path)
     assert missing.returncode == 1 and "twinbench fetch alexnet" in missing.stdout
+    assert "or --set lpips.weights=PATH" in missing.stdout
     fails = doctor("lpips", "--set", f"lpips.weights={tmp_path / 'random.pth'}", assets=tmp_path)
     assert fails.returncode == 1 and fails.stdout.split()[:2] == ["lpips", "fails"]
     assert fails.stderr.startswith("error: lpips: see above")
+    nobody = doctor("lpipz", assets=tmp_path)
+    assert nobody.returncode == 2 and nobody.stderr.startswith("error: judge 'lpipz' not found; did you mean 'lpips'?")
+    assert all(name in nobody.stderr for name in plugins.names("judges")) and not nobody.stdout
+    misspelt = doctor("--set", "lpips.wieghts=x", assets=tmp_path)
+    assert misspelt.returncode == 2 and "did you mean 'weights'" in misspelt.stderr
     unknown = doctor("shapes-exact", "--set", "lpipz.weights=x", assets=tmp_path)
     assert unknown.returncode == 2 and "twinbench list judges" in unknown.stderr
 

@@ -1,5 +1,6 @@
 """When judges are looked for, loaded and asked, seen from the command line."""
 
+import re
 from pathlib import Path
 
 import painted
@@ -78,6 +79,21 @@ def test_a_judge_of_another_kind_than_is_asked_for_is_refused(kind, role, given,
     config = validate(kind.Config, {role: given, **({"reference": "x"} if kind is PictureFidelity else {})}, "eval")
     with pytest.raises(UserError, match=told):
         getattr(kind(None, config), {"features": "encoder"}.get(role, role))
+
+
+def test_missing_weights_are_told_with_the_command_and_the_setting_that_mend_it(capsys, monkeypatch, tmp_path):
+    """And the setting does."""
+    monkeypatch.setenv("TWINBENCH_ASSETS", str(tmp_path / "assets"))
+    Path("given").mkdir()
+    Image.new("RGB", (8, 8)).save("given/00000.png")
+    words = ("eval", "--images", "given", "--bench", "diversity")
+    assert twinbench(*words) == 2
+    said = capsys.readouterr().err
+    assert "twinbench fetch alexnet" in said
+    (setting,) = re.findall("or --set '(.*)'", said)
+    Path("weights.pth").write_bytes(b"none")
+    assert twinbench(*words, *sets(setting.replace("PATH", "weights.pth"))) == 1
+    assert "weights.pth has sha256" in capsys.readouterr().err
 
 
 def test_a_judge_of_another_kind_is_bad_input(capsys):

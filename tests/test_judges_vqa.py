@@ -8,7 +8,7 @@ import torch
 from judges_tiny import scene
 
 from twinbench.errors import UserError, WorkError
-from twinbench.judges import known
+from twinbench.judges import external, known
 from twinbench.judges.external import ExternalSettings, ExternalVQA
 from twinbench.judges.vqa import BlipSettings, BlipVQA, QwenSettings, QwenVL, plain
 
@@ -191,6 +191,9 @@ for line in sys.stdin:
     said = ["yes" if ("red" in q) == (red > blue) else "no" for q in ask["questions"]]
     if mode == "dies":
         sys.exit(3)
+    if mode == "closes":
+        import os, time
+        os.close(1); time.sleep(60)
     if mode == "fails":
         print(json.dumps({"id": ask["id"], "error": "out of memory"}), flush=True)
     elif mode == "short":
@@ -232,9 +235,11 @@ def test_a_program_answers_over_its_standard_streams(program):
 @pytest.mark.parametrize(
     "mode, message",
     [("dies", "ended with exit code 3"), ("fails", "failed: out of memory"), ("short", 'answered {"id": 7'),
-     ("rude", "did not say its name, version and weights"), ("mute", "said nothing for 0.5 s")],
+     ("rude", "did not say its name, version and weights"), ("mute", "said nothing for 0.5 s"),
+     ("closes", f"external-vqa: {sys.executable} closed its input or output, and did not end")],
 )  # fmt: skip
-def test_a_program_that_fails_stops_the_work(program, mode, message):
+def test_a_program_that_fails_stops_the_work(program, mode, message, monkeypatch):
+    monkeypatch.setattr(external, "GRACE", 0.5)
     judge = program(mode, timeout=0.5 if mode == "mute" else 60)
     with pytest.raises(WorkError) as error:
         judge.answers([known.disc("red")[0]], ["Is it red?"])

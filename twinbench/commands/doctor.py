@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from twinbench.commands.options import Overrides
-from twinbench.errors import UserError, WorkError
+from twinbench.errors import UserError, WorkError, unknown
 
 
 def doctor(
@@ -21,11 +21,18 @@ def doctor(
     import os
 
     from twinbench import plugins
+    from twinbench.judges.base import judge as judge_of
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # to look for a model is not to download it
-    settings = _settings(sets or [], plugins.names("judges"))
+    known = plugins.names("judges")
+    for name in judge or ():
+        if name not in known:
+            raise unknown("judge", name, known, f"known: {', '.join(known)}")
+    settings = _settings(sets or [], known)
+    for name, given in settings.items():
+        judge_of(name, given)  # a wrong setting is bad input
     failed = []
-    for name in judge or plugins.names("judges"):
+    for name in judge or known:
         state, note = _examine(name, settings.get(name, {}))
         typer.echo(f"{name:<14} {state:<8} {note}".rstrip())
         if state == "fails" or (state == "missing" and (judge or name in settings)):
@@ -37,6 +44,7 @@ def doctor(
 def _examine(name: str, settings: dict[str, Any]) -> tuple[str, str]:
     """ok, missing or fails; and the version, or what mends it."""
     from twinbench.judges.base import judge
+    from twinbench.judges.weights import Missing
 
     try:
         made = judge(name, settings)
@@ -45,6 +53,8 @@ def _examine(name: str, settings: dict[str, Any]) -> tuple[str, str]:
             made.selftest()
             return "ok", version
         return "untested", version
+    except Missing as error:
+        return "missing", f"{error}; or --set {name}.weights=PATH"
     except UserError as error:
         return "missing", str(error)
     except WorkError as error:

@@ -20,6 +20,7 @@ from twinbench.benchmarks.base import Judging as Chosen
 from twinbench.data.base import Request, World
 from twinbench.errors import UserError, WorkError, unknown
 from twinbench.evaluating.judging import Judging
+from twinbench.judges.weights import Missing
 from twinbench.ranks import ALONE, Ranks
 from twinbench.recipe import digest
 from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
@@ -172,17 +173,26 @@ def place(results: Path, subject: Subject) -> Path:
 def find(benchmark: Benchmark) -> None:
     """Find what the judges of a benchmark need; nothing is loaded. Raises UserError for an unknown judge, and where its
     packages or weights lack."""
-    _ = benchmark.judge_name
-    for judge in _judges(benchmark):
-        _ = judge.version
-        if hasattr(judge, "close"):  # a program of its own: it would hold memory while pictures are drawn
-            judge.close()
+    try:
+        _ = benchmark.judge_name
+        for judge in _judges(benchmark):
+            _ = judge.version
+            if hasattr(judge, "close"):  # a program of its own: it would hold memory while pictures are drawn
+                judge.close()
+    except Missing as error:
+        setting = f"eval.benchmarks.{benchmark.name}.{_role(benchmark, error.judge)}"
+        raise UserError(f"{error}; or --set '{setting}={{name: {error.judge}, weights: PATH}}'") from None
 
 
 def examine(benchmark: Benchmark) -> None:
     """Ask the judges of a benchmark what is known, once a process. Raises WorkError if one fails."""
     for judge in _judges(benchmark):
         _examine(judge)
+
+
+def _role(benchmark: Benchmark, judge: str) -> str:
+    """The setting that names a judge."""
+    return next(name for name, given in benchmark.config if isinstance(given, Chosen) and given.name == judge)
 
 
 def _judges(benchmark: Benchmark) -> list[Any]:

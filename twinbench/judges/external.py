@@ -31,6 +31,9 @@ from twinbench.judges.base import VQA, Judge, Pictures
 from twinbench.settings import Strict
 
 
+GRACE = 5.0  # seconds that a program has to end
+
+
 class ExternalSettings(Strict):
     command: list[str] = Field(description="the program and its arguments, as in [/envs/mplug/bin/python, serve.py]")
     batch: int = Field(8, ge=1, description="pictures sent before answers are awaited")
@@ -159,7 +162,7 @@ class _Process:
         assert self.process.stdin is not None
         try:
             self.process.stdin.close()
-            self.process.wait(5)
+            self.process.wait(GRACE)
         except (OSError, subprocess.TimeoutExpired):
             self.process.kill()
             self.process.wait()
@@ -171,4 +174,9 @@ class _Process:
         self.lines.put("")
 
     def _gone(self) -> WorkError:
-        return WorkError(f"judge external-vqa: {self.command} ended with exit code {self.process.wait(5)}")
+        try:
+            return WorkError(f"judge external-vqa: {self.command} ended with exit code {self.process.wait(GRACE)}")
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.close()
+            return WorkError(f"judge external-vqa: {self.command} closed its input or output, and did not end")

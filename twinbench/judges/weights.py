@@ -14,24 +14,32 @@ from twinbench import assets, files
 from twinbench.errors import UserError
 
 
+class Missing(UserError):
+    """Weights of a judge that are not there; its setting `weights` may say where they are."""
+
+    def __init__(self, judge: str, told: str) -> None:
+        super().__init__(f"judge {judge}: {told}")
+        self.judge = judge
+
+
 def file(setting: str | None, asset: str, judge: str) -> Path:
-    """The file that the setting names, else the published one among the assets. Raises UserError that says what to
+    """The file that the setting names, else the published one among the assets. Raises Missing, which says what to
     fetch."""
     if setting is None:
         try:
             return assets.path(asset)
         except UserError as error:
-            raise UserError(f"judge {judge}: {error}; or say where it lies: {judge}.weights=PATH") from None
+            raise Missing(judge, str(error)) from None
     path = Path(setting).expanduser()
     if not path.is_file():
-        raise UserError(f"judge {judge}: weights {setting} is no file; twinbench fetch {asset} gets the published one")
+        raise Missing(judge, f"weights {setting} is no file; twinbench fetch {asset} gets the published one")
     return path
 
 
 def model(setting: str, judge: str) -> Path:
     """The folder of a model: the setting itself, or a copy of that repository from the hub.
 
-    Raises UserError if it is neither at hand nor to be had."""
+    Raises Missing if it is neither at hand nor to be had."""
     folder = Path(setting).expanduser()
     if folder.is_dir():
         return folder
@@ -41,10 +49,8 @@ def model(setting: str, judge: str) -> Path:
         wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         return Path(snapshot_download(setting, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds; all mean the same here
-        raise UserError(
-            f"judge {judge} needs the model {setting} ({type(error).__name__}): hf download {setting} "
-            f"(or give a folder: {judge}.weights=FOLDER)"
-        ) from None
+        told = f"the model {setting} is not to be had ({type(error).__name__}): hf download {setting}"
+        raise Missing(judge, told) from None
 
 
 def fingerprint(path: Path) -> str:
