@@ -3,6 +3,7 @@ path on a CPU."""
 
 import json
 import os
+import shutil
 import signal
 
 import families
@@ -17,7 +18,9 @@ from twinbench.backbones.tiny import MAKERS
 from twinbench.data.captioned import Captioned
 from twinbench.errors import UserError
 from twinbench.sampler import plan
+from twinbench.sections import BackboneSection
 from twinbench.settings import validate
+from twinbench.tensors import save_tensors
 from twinbench.training.start import measured, placed, start, trained
 
 LARGE = [name for name in recipe.shipped() if recipe.load(name).data.kind in ("images", "prompts")]
@@ -195,6 +198,22 @@ def test_a_killed_run_ends_with_the_same_weights(runs, tmp_path):
             break
     del trainer
     assert files(finish(item, tmp_path / "killed"))["weights.safetensors"] == files(whole)["weights.safetensors"]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in MAKERS), ("qwen-image", "bfloat16")])
+def test_weights_are_put_into_a_model_whose_own_are_not_read(name, dtype, runs, tmp_path):
+    network = families.disturb(families.backbone(name, dtype=dtype))
+    save_tensors(tmp_path / "weights.safetensors", network.state_dict(), {})
+    shutil.copytree(families.folder(name), tmp_path / "model")
+    for path in (tmp_path / "model" / "transformer").glob("*.safetensors"):
+        path.unlink()
+    item = tiny("qwen-image", "twinflow", runs)
+    options = {**network.config.model_dump(), "model": str(tmp_path / "model")}
+    item = item.model_copy(update={"backbone": BackboneSection(name=name, **options)})
+    again = trained(item, tmp_path / "weights.safetensors")
+    z, cond = families.noise(network), network.encode(families.prompts(name))
+    assert torch.equal(*(families.call(one, cond, z) for one in (network, again)))
+    assert not any(value.is_meta for value in (*again.parameters(), *again.buffers()))
 
 
 def test_a_large_run_is_drawn_in_the_precision_of_its_training(runs, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbench.errors import UserError
-from twinbench.files import sha256
+from twinbench.sums import sha256
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from twinbench.judges import known
 from twinbench.judges.base import VQA, Judge, Pictures
 from twinbench.settings import Strict
 
-
 GRACE = 5.0  # seconds that a program has to end
 
 

@@ -10,7 +10,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from twinbench import assets, files
+from twinbench import assets, sums
 from twinbench.errors import UserError
 
 
@@ -61,7 +61,7 @@ def fingerprint(path: Path) -> str:
 @cache
 def _fingerprint(path: Path) -> str:
     if path.is_file():
-        return files.sha256(path)
+        return sums.sha256(path)
     inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    lines = [f"{files.sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in inside]
+    lines = [f"{sums.sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in inside]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinbench import files
+from twinbench import sums
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
 from twinbench.randomness import request_noise
@@ -74,7 +74,7 @@ class Pipeline:
     def identity(self) -> str:
         """The sha256 of what it draws with: all weights and configurations, by name and content."""
         kept = [p for p in sorted(self.folder.rglob("*")) if p.suffix in WEIGHTS and p.is_file() and p.name != SETTINGS]
-        return digest([(str(p.relative_to(self.folder)), files.sha256(p)) for p in kept])
+        return digest([(str(p.relative_to(self.folder)), sums.sha256(p)) for p in kept])
 
     def pixels(self) -> tuple[int, int]:
         """Height and width of its pictures."""

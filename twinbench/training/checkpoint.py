@@ -130,10 +130,14 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load weights that must fit exactly, but for parameters that the network names in `additions`: where the file has
-    none, they keep what they hold. Raises UserError naming the first key that does not fit."""
+    none, they keep what they hold. A network without content (meta) takes the tensors themselves. Raises UserError
+    naming the first key that does not fit."""
     own = network.state_dict()
     tensors = {**{name: own[name] for name in getattr(network, "additions", ())}, **tensors}
     wrong = sorted({*own} ^ {*tensors}) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise UserError(f"{path} does not fit this backbone: {wrong[0]!r} is missing, unexpected or of another shape")
-    network.load_state_dict(tensors)
+    if any(value.is_meta for value in own.values()):
+        network.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, assign=True)
+    else:
+        network.load_state_dict(tensors)

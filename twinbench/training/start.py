@@ -112,10 +112,20 @@ def fitting(backbone: Backbone, data: World | Captioned, cache: Cache | None) ->
 
 def initial(resolved: Resolved, weights: Path | None) -> Backbone:
     """The backbone with its initial weights."""
-    backbone = make_backbone(resolved.backbone, resolved.seed)
-    if weights:
-        fill(backbone, read_tensors(weights)[0], weights)
+    if not weights:
+        return make_backbone(resolved.backbone, resolved.seed)
+    backbone = empty(resolved) if large(resolved) else make_backbone(resolved.backbone, resolved.seed)
+    fill(backbone, read_tensors(weights)[0], weights)
     return backbone
+
+
+def empty(resolved: Resolved) -> Backbone:
+    """A large model without content: neither its pretrained weights are read, nor random ones made."""
+    from accelerate import init_empty_weights
+
+    section = resolved.backbone.model_copy(update={"pretrained": False})
+    with init_empty_weights(include_buffers=False):  # they are computed, and not all of them saved
+        return make_backbone(section, resolved.seed)
 
 
 def trained(resolved: Resolved, weights: Path) -> Backbone:
