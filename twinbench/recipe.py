@@ -6,8 +6,6 @@ method and checks its block. Everything above `methods` is shared; what differs 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -88,11 +86,6 @@ def _said(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _said(item) for key, item in value.items() if item is not None}
     return value
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 # ---- reading ----

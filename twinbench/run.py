@@ -23,7 +23,8 @@ import yaml
 
 from twinbench.errors import UserError
 from twinbench.files import write_json, write_text
-from twinbench.recipe import Resolved, digest
+from twinbench.recipe import Resolved
+from twinbench.settings import digest
 
 SHOWN = 10  # characters of a fingerprint in a folder's name
 NEEDED = ("label", "fingerprint", "seed", "recipe", "resolved", "steps", "network_passes", "weights_sha256", "finished")

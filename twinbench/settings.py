@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -37,6 +39,11 @@ class Lora(Strict):
 
     rank: int = Field(16, ge=1)
     alpha: float | None = Field(None, gt=0, description="what they add is scaled by alpha / rank; null: by 1")
+
+
+def digest(value: Any) -> str:
+    """What settings are called: the sha256 of their canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def missing(tree: Any, path: str = "") -> list[str]:

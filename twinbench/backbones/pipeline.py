@@ -23,8 +23,7 @@ from twinbench.backbones.two_time import Form, Initial, TargetTime, Times, TwoTi
 from twinbench.data.base import from_bytes, to_bytes
 from twinbench.files import sha256
 from twinbench.flow import Cond, held
-from twinbench.recipe import digest
-from twinbench.settings import Strict
+from twinbench.settings import Strict, digest
 from twinbench.tensors import read_tensors
 
 Dtype = Literal["float32", "bfloat16"]

@@ -19,8 +19,7 @@ from twinbench.benchmarks.dpg import rows, whole_table
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
 from twinbench.judges.base import VQA
-from twinbench.recipe import digest
-from twinbench.settings import Strict
+from twinbench.settings import Strict, digest
 from twinbench.statistics import Metric, evaluate
 
 BROAD = ("entity", "attribute", "relation", "global", "other")

@@ -32,7 +32,7 @@ from twinbench.data.samples import Encoded, WordSamples
 from twinbench.errors import UserError
 from twinbench.files import read_json, write_json
 from twinbench.ranks import ALONE, Ranks
-from twinbench.recipe import digest
+from twinbench.settings import digest
 from twinbench.tensors import read_tensors, save_tensors
 
 SCHEMA = "twinbench.cache/1"

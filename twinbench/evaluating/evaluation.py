@@ -22,9 +22,8 @@ from twinbench.errors import UserError, WorkError, unknown
 from twinbench.evaluating.judging import Judging
 from twinbench.judges.weights import Missing
 from twinbench.ranks import ALONE, Ranks
-from twinbench.recipe import digest
 from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
-from twinbench.settings import validate
+from twinbench.settings import digest, validate
 from twinbench.sources.base import Source, Subject
 from twinbench.statistics import standard_error
 

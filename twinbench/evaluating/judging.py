@@ -25,7 +25,7 @@ from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
 from twinbench.files import plain
 from twinbench.ranks import ALONE, Ranks
-from twinbench.recipe import digest
+from twinbench.settings import digest
 from twinbench.sources.base import Source
 from twinbench.sources.pictures import BadPicture
 from twinbench.sources.stored import name_of

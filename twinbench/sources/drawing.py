@@ -18,8 +18,8 @@ from twinbench.backbones.base import Backbone
 from twinbench.data.base import Request
 from twinbench.flow import Counted, guided
 from twinbench.randomness import request_noise
-from twinbench.recipe import digest
 from twinbench.sampler import Plan, sample
+from twinbench.settings import digest
 from twinbench.sources.pictures import PictureFiles
 from twinbench.sources.stored import SHARD, Store, is_large
 

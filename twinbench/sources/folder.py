@@ -22,7 +22,7 @@ import numpy as np
 from twinbench import files
 from twinbench.data.base import Request, World
 from twinbench.errors import UserError
-from twinbench.recipe import digest
+from twinbench.settings import digest
 from twinbench.sources.pictures import SUFFIXES, PictureFiles, Place
 
 Found = dict[tuple[str, int], Place]  # by key or prompt, and copy

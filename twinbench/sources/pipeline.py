@@ -21,7 +21,7 @@ from twinbench import sums
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
 from twinbench.randomness import request_noise
-from twinbench.recipe import digest
+from twinbench.settings import digest
 from twinbench.sources.pictures import write_png
 from twinbench.sources.steps import SETTINGS, Steps
 from twinbench.sources.stored import Store, file_of

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twinbench.data.base import Request
 from twinbench.errors import UserError
-from twinbench.recipe import digest
+from twinbench.settings import digest
 from twinbench.sources.pictures import PictureFiles, Place, write_png
 from twinbench.tensors import read_tensors, save_tensors
 
