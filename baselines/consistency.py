@@ -10,7 +10,8 @@ How near r is to t decides between bias and variance. CM and LCM walk a uniform 
 data suit a short training from a pretrained net (the default). ECT's constant rule in flow time is `ratio`,
 r = t (1 - 1/N): the same step at the noise, but many more hops to the data, each with its own error. Its other rule is
 one of EDM levels (`edm`), whose sampler starts at sigma = 80; ours starts at t = 1, an infinite level, near which that
-rule's steps vanish. ECT doubles N in the course of training (`doublings`). The distance is ECT's: not squared, c = 0;
+rule's steps vanish. With it weights, too, are of the levels, 1/(sigma_t - sigma_r), and `log_level: [-1.1, 2.0]` draws
+them as ECT does. ECT doubles N in the course of training (`doublings`). The distance is ECT's: not squared, c = 0;
 iCT's pseudo-Huber is `huber`, LCM's, which takes each number alone, `huber_of: element`.
 """
 
@@ -25,11 +26,12 @@ from torch import Tensor
 
 from twinbench.flow import Batch, Cond, Hop, Velocity, expand, guided, jump, mix, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
-from twinbench.objectives.levels import edm_level, flow_time
+from twinbench.objectives.levels import edm_level, flow_time, logit_normal
 from twinbench.randomness import Rng
 
 LARGEST = 80.0  # EDM level at which its samplers start
-Weighting = Literal["none", "step", "noise", "snr"]
+TINY = 1e-6  # the smallest time that is drawn
+Weighting = Literal["none", "step", "root_step", "noise", "snr", "root_snr"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,19 @@ class Consistency(Method):
         doublings: int = Field(0, ge=0, description="times that N doubles, in equal shares of the budget")
         spacing: Literal["uniform", "ratio", "edm"] = Field("uniform", description="how r follows from t")
         times: tuple[float, float] = Field((1.0, 1.0), description="t ~ Beta(a, b); a > 1 trains more near noise")
+        log_level: tuple[float, float] | None = Field(
+            None, description="mean and deviation of log t/(1 - t), normal (ECT: -1.1, 2.0); null: Beta, by `times`"
+        )
         squared: bool = Field(False, description="square the distance")
         huber: float = Field(0.0, ge=0, description="margin c of the pseudo-Huber distance sqrt(s + c^2) - c")
         huber_of: Literal["element"] | None = Field(
             None, description="element: the mean over the row's numbers of its distances (LCM); null: of the whole row"
         )
-        weighting: Weighting = Field("step", description="step: 1/(t - r); noise: 1/t^2; snr: 1/t^2 + 1/sigma_data^2")
-        sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the weighting snr")
+        weighting: Weighting = Field(
+            "step",
+            description="step: 1/(t - r); noise: 1/t^2; snr: 1/t^2 + 1/sigma_data^2; root_: of it; of edm's levels",
+        )
+        sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the weightings snr")
 
         @model_validator(mode="after")
         def _settings_have_an_effect(self) -> Consistency.Config:
@@ -64,7 +72,8 @@ class Consistency(Method):
             if self.squared and self.huber:
                 raise ValueError("huber is the margin of a distance that is not squared; set squared: false")
             self.idle_unless(self.huber > 0, "huber above 0", "huber_of")
-            self.idle_unless(self.weighting == "snr", "weighting: snr", "sigma_data")
+            self.idle_unless(self.weighting in ("snr", "root_snr"), "weighting: snr", "sigma_data")
+            self.idle_unless(self.log_level is None, "Beta times (log_level: null)", "times")
             return self
 
     config: Config
@@ -78,6 +87,8 @@ class Consistency(Method):
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> ConsistencyDraws:
         c = self.config
         t = 1 - rng.beta("t", c.times[1], c.times[0])  # never 0
+        if c.log_level:
+            t = logit_normal(rng.uniform("t"), *c.log_level).clamp(min=TINY)
         stage = min(int(turn.progress * (c.doublings + 1)), c.doublings)
         r = neighbour(t, c.steps * 2**stage, c.spacing)
         return ConsistencyDraws(rng.total, t.to(rng.time_dtype), r.to(rng.time_dtype), rng.normal("z"))
@@ -96,7 +107,8 @@ class Consistency(Method):
         target = end(net, x_r, r, batch.cond)
         here = jump(networks.student, x_t, t, batch.cond)
         far = elementwise_huber(here, target, c.huber) if c.huber_of else distance(here, target, c.huber, c.squared)
-        rows = far * weight(t, r, c.weighting, c.sigma_data).to(here.dtype)
+        times = (edm_level(t).clamp(max=LARGEST), edm_level(r)) if c.spacing == "edm" else (t, r)
+        rows = far * weight(*times, c.weighting, c.sigma_data).to(here.dtype)
         return Terms(
             {"consistency": Term(rows, draws.rows)}, {"moved": (here - target).detach().square().mean().sqrt()}
         )
@@ -154,6 +166,8 @@ def weight(t: Tensor, r: Tensor, how: Weighting, sigma_data: float = 0.5) -> Ten
     t times what v moves, so `noise` with the squared distance is the square error of the velocity."""
     if how == "none":
         return torch.ones_like(t)
+    if how.startswith("root_"):
+        return weight(t, r, "step" if how == "root_step" else "snr", sigma_data).sqrt()
     if how == "step":
         return 1 / (t - r)
     return 1 / t**2 + (1 / sigma_data**2 if how == "snr" else 0.0)

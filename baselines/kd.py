@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from twinbench.flow import Batch, Hop, times_like
+from twinbench.flow import Batch, Hop, times
 from twinbench.method import Draws, Method, Networks, Pairs, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import huber, l2
 from twinbench.randomness import Rng
@@ -49,7 +49,7 @@ class KD(Method):
 
     def loss(self, networks: Networks, batch: Batch, draws: Draws, turn: Turn) -> Terms:
         assert batch.x is not None and batch.z is not None
-        one = torch.ones(len(batch.z), dtype=times_like(batch.z), device=batch.z.device)
+        one = times([1.0], batch.z).repeat(len(batch.z))
         v = networks.student(batch.z, one, torch.zeros_like(one), batch.cond)
         target, c = batch.z - batch.x, self.config
         return Terms({"kd": Term(l2(v, target) if c.metric == "l2" else huber(v, target, c.huber), draws.rows)})

@@ -62,10 +62,10 @@ def peak(name: str, label: str) -> float:
 def print_peak(loaded: Recipe, label: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _, trainer = start(recipe.resolve(loaded, label), Path(folder))
-        before = peak_bytes()
+        before = peak_bytes(torch.device("cpu"))
         for _ in range(2):
             trainer.step()
-        print((peak_bytes() - before) / 2**20)
+        print((peak_bytes(torch.device("cpu")) - before) / 2**20)
 
 
 def table(name: str, steps: int) -> list[list[str]]:

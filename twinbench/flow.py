@@ -6,7 +6,7 @@ instantaneous one, t < 0 asks the same network about its own fake trajectory (Tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -57,7 +57,7 @@ def jump(v: Velocity, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
 @torch.no_grad()
 def one_step(v: Velocity, z: Tensor, cond: Cond) -> Tensor:
     """Samples of one evaluation, z - v(z, 1, 0); a constant."""
-    return jump(v, z, torch.ones(len(z), dtype=times_like(z), device=z.device), cond)
+    return jump(v, z, times([1.0], z).repeat(len(z)), cond)
 
 
 def instant(v: Velocity, sign: int = 1) -> OneTime:
@@ -92,6 +92,11 @@ def dropped(cond: Cond, null: Cond, rows: Tensor) -> Cond:
 def times_like(x: Tensor) -> torch.dtype:
     """The precision of times: float64 where x is float64, float32 otherwise, never lower (0.999 is 1.0 in bfloat16)."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def times(values: Sequence[float], like: Tensor) -> Tensor:
+    """Times [k] in the precision and the place that go with a tensor."""
+    return torch.tensor(values, dtype=times_like(like), device=like.device)
 
 
 def guided(v: Velocity, null: Cond, scale: float) -> Velocity:

@@ -48,7 +48,7 @@ class AnyStep(Method):
             None, description="order 1 as h -> 0 with target: self, by jvp or a difference of half width h; null: no"
         )
         clamp: float | None = Field(1.0, gt=0, description="bound of the correction; null for none")
-        cfg_scale: float = Field(1.0, ge=1, description="guidance distilled into the student")
+        cfg_scale: float = Field(1.0, ge=0, description="guidance distilled; below 1 with image_free alone")
         guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="guided where lo < t < hi")
         guide_at_one: bool | None = Field(
             None, description="guide rows at t = 1 too; null: if image_free (official: no)"
@@ -74,6 +74,8 @@ class AnyStep(Method):
                 raise ValueError("order: 0 is flow matching, on local or fake rows; give shares.local")
             if self.image_free and self.target != "pretrained":
                 raise ValueError("image_free needs target: pretrained (the student cannot be its own only source)")
+            if self.cfg_scale < 1 and not self.image_free:
+                raise ValueError(f"cfg_scale must be at least 1, got {self.cfg_scale}; below it needs image_free: true")
             return self
 
         @model_validator(mode="after")

@@ -36,7 +36,7 @@ from twinbench.flow import (
     mix,
     split,
     take,
-    times_like,
+    times,
 )
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.objectives.losses import l2
@@ -193,10 +193,10 @@ class ReverseKL(Matching):
         return Terms(terms, {"direction": g.square().mean().sqrt()})
 
 
-def generate(student: Velocity, z: Tensor, stop: Tensor, times: Sequence[float], cond: Cond) -> Tensor:
+def generate(student: Velocity, z: Tensor, stop: Tensor, schedule: Sequence[float], cond: Cond) -> Tensor:
     """Samples [n, ...] of the student's sampler, up to time number `stop` [n] of each row: jumps to the end, renoised
     in between with z [n, k, ...]. Only the last jump carries a gradient (DMD2's backward simulation)."""
-    falling = torch.tensor(times, dtype=times_like(z), device=z.device)
+    falling = times(schedule, z)
     x = z[:, 0]
     with torch.no_grad():
         for i in range(len(falling) - 1):

@@ -65,7 +65,7 @@ class AnyStepDraws(Draws):
 
     def rows_of(self, *roles: str) -> Tensor:
         """The rows of some roles, as a mask [n]."""
-        return torch.isin(self.role, torch.tensor([ROLES.index(role) for role in roles]))
+        return torch.stack([self.role == ROLES.index(role) for role in roles]).any(0)
 
 
 def deal(rng: Rng, shares: Shares, spread: Spread, *, free: bool, hops: int) -> AnyStepDraws:

@@ -63,7 +63,7 @@ def recursive(
         for s, s_next in pairwise(hop_times(start, end, order, None if u is None else u[far])):
             hop = expand(s - s_next, x) * net(x, s, s_next, c)
             x, moved = x - hop, moved + hop
-        delta[far] = (v[far] * expand((t - r)[far], x) - moved) / h - y[far]
+        delta[far] = ((v[far] * expand((t - r)[far], x) - moved) / h - y[far]).to(delta.dtype)
     return v - clip(delta, clamp)
 
 

@@ -16,9 +16,9 @@ def split_roles(shares: dict[str, float], n: int) -> dict[str, int]:
     total = sum(shares.values())
     if total <= 0 or min(shares.values()) < 0:
         raise ValueError(f"shares must be >= 0 and not all zero, got {shares}")
-    exact = {role: n * share / total for role, share in shares.items()}
+    exact = {role: round(n * share / total, 9) for role, share in shares.items()}  # equal remainders are equal
     counts = {role: math.floor(value) for role, value in exact.items()}
-    by_remainder = sorted(shares, key=lambda role: counts[role] - exact[role])
+    by_remainder = sorted(shares, key=lambda role: round(counts[role] - exact[role], 9))
     for role in by_remainder[: n - sum(counts.values())]:
         counts[role] += 1
     return counts

@@ -121,7 +121,7 @@ class Trainer:
         state.passes += cost.passes
         state.seconds += cost.seconds
         state.cpu_seconds += cost.cpu_seconds
-        state.peak_bytes = max(state.peak_bytes, peak_bytes())
+        state.peak_bytes = max(state.peak_bytes, peak_bytes(self.group.device))
 
     def _spent(self) -> dict[str, Any]:
         state = self.state
@@ -238,7 +238,9 @@ class Trainer:
         self.group.wait()
 
 
-def peak_bytes() -> int:
-    """The largest memory that this process has held."""
+def peak_bytes(device: torch.device) -> int:
+    """The largest memory that this process has held: on its accelerator, or else of the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
