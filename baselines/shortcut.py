@@ -61,7 +61,7 @@ class Shortcut(Method):
         grids = [2**k for k in range(c.steps.bit_length() - 1)]  # 1 / d
         shares = {"flow": 1 - c.bootstrap, **{str(n): c.bootstrap / len(grids) for n in grids}}
         role = rng.deal(split_roles(shares, rng.total))
-        n = torch.tensor([c.steps, *grids], dtype=torch.float64)[role]
+        n = torch.tensor([c.steps, *grids])[role]
         t = 1 - (rng.uniform("t") * n).floor() / n  # in 1/n, 2/n, ..., 1
         d = torch.where(role == 0, 0.0, 1 / n)
         drop = (rng.uniform("drop") < c.drop) & (role == 0)

@@ -198,7 +198,14 @@ def test_shortcut_guides_the_smallest_half_steps_and_only_them():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"huber": 0.03}, {"huber": 0.03, "huber_of": "element"}, {"squared": True, "weighting": "noise"}],
+    [
+        {},
+        {"huber": 0.03},
+        {"huber": 0.03, "huber_of": "element"},
+        {"squared": True, "weighting": "noise"},
+        {"spacing": "edm", "weighting": "root_step"},
+        {"spacing": "edm", "weighting": "root_snr"},
+    ],
     ids=str,
 )
 def test_consistency_training_is_still_to_first_order_in_its_step(settings):

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from tiny import Tiny, load, tensor
-from twinbench.baselines.consistency import distance, ect_neighbour, elementwise_huber, weight
+from twinbench.baselines.consistency import (
+    Consistency,
+    ConsistencyDraws,
+    distance,
+    ect_neighbour,
+    elementwise_huber,
+    neighbour,
+    weight,
+)
 from twinbench.baselines.meanflow import MeanFlow, MeanFlowDraws, adaptive_gradient, mean_target
 
 from twinbench.flow import Batch, mix
@@ -12,6 +20,7 @@ from twinbench.objectives.derivative import along, unit_rms
 from twinbench.objectives.levels import edm_level, flow_time
 from twinbench.objectives.losses import l2
 from twinbench.objectives.trigflow import Trig, tangent
+from twinbench.randomness import Rng
 
 MEANFLOW, SCM, CM = (load(f"fastgen_{name}") for name in ("meanflow", "scm", "cm"))
 
@@ -172,6 +181,52 @@ def test_a_rows_and_its_elements_huber_are_one_for_a_single_number_and_else_part
 def test_snr_weight_is_that_of_ect():
     t, sigma = tensor(CM["t"]), CM["sigma_data"]
     close(weight(t, 0 * t, "snr", sigma), (t**2 + sigma**2) / (t * sigma) ** 2)
+
+
+@pytest.mark.parametrize("how", ["step", "snr"])
+def test_a_root_weight_is_the_square_root(how):
+    t, r = tensor(CM["t"]), tensor(CM["r_used"])
+    close(weight(t, r, f"root_{how}", 0.7), weight(t, r, how, 0.7).sqrt(), 1e-14)
+
+
+def rows_of(draws, **settings):
+    """The loss of each row of a small network."""
+    generator = torch.Generator().manual_seed(1)
+    x, c = (torch.randn(len(draws.t), k, dtype=torch.float64, generator=generator) for k in (3, 2))
+    method, net = Consistency(Consistency.Config(**settings)), Tiny(MEANFLOW["P"])
+    return method.loss(Networks(net), Batch(x, {"c": c}, {"c": c}), draws, Turn()).losses["consistency"].rows
+
+
+def test_weights_are_of_the_times_and_with_edms_spacing_of_its_levels():
+    t = tensor([0.01, 0.3, 0.7, 0.95, 0.995, 1.0])  # the last two above the largest level, 80
+    for spacing, level in (("uniform", lambda t: t), ("edm", lambda t: edm_level(t).clamp(max=80))):
+        r = neighbour(t, 4, spacing)
+        draws = ConsistencyDraws(6, t, r, torch.ones(6, 3, dtype=torch.float64))
+        here, there, plain = level(t), level(r), rows_of(draws, spacing=spacing, weighting="none")
+        assert plain.min() > 0.01
+        wanted = {"step": 1 / (here - there), "noise": 1 / here**2, "snr": 1 / here**2 + 1 / 0.5**2}
+        for how, factor in wanted.items():
+            close(rows_of(draws, spacing=spacing, weighting=how) / plain, factor.detach())
+            if how != "noise":
+                close(rows_of(draws, spacing=spacing, weighting=f"root_{how}") / plain, factor.sqrt())
+
+
+def test_ects_rules_are_settings_of_it():
+    """Levels log-normal(-1.1, 2), half of the way first and then half of the rest, weight 1/(sigma_t - sigma_r), the
+    plain distance, no average."""
+    n, ect = 4000, dict(spacing="edm", steps=2, doublings=7, log_level=(-1.1, 2.0))
+    method = Consistency(Consistency.Config(**ect))
+    assert method.needs == frozenset()
+    for stage in (0, 3, 7):
+        turn = Turn(progress=(stage + 0.5) / 8)
+        draws = method.draw(None, Rng(0, 0, "student", range(n), n, (3,), torch.float64), turn)
+        level = edm_level(draws.t)
+        logs = level.log()
+        assert logs.mean().item() == pytest.approx(-1.1, abs=4 * 2 / n**0.5)
+        assert logs.std().item() == pytest.approx(2.0, abs=4 * 2 / (2 * n) ** 0.5)
+        near = ect_neighbour(level.clamp(max=80), 1 - 2.0 ** -(stage + 1))
+        close(edm_level(draws.r), near, 1e-9)
+        close(rows_of(draws, **ect), rows_of(draws, **ect, weighting="none") / (level.clamp(max=80) - near), 1e-6)
 
 
 def test_levels_and_times_are_inverse():

@@ -8,10 +8,10 @@ from gaussian import MEAN, SCALE, mean_velocity
 from hypothesis import strategies as st
 from tiny import Tiny, load, tensor
 from twinbench.baselines.dmd import DMD
-from twinbench.baselines.dmd2 import DMD2
+from twinbench.baselines.dmd2 import DMD2, HeadDraws
 from twinbench.baselines.sid import ScoreDraws, SiD, fisher, grid
 
-from twinbench.flow import Batch, Counted, expand
+from twinbench.flow import Batch, Counted, expand, split
 from twinbench.method import Networks, Turn
 from twinbench.methods.anystep import ROLES
 from twinbench.methods.matching import MatchDraws, direction, generate
@@ -227,6 +227,50 @@ def test_samples_that_are_the_data_stay(method):
 @pytest.mark.parametrize("by", [0.2, -0.2])
 def test_samples_beside_the_data_move_towards_them(method, by):
     assert (by * pull_of(method, by)).min() > 0
+
+
+FITS = {
+    "dmd": (DMD(), CRITIC),
+    "dmd-lora": (DMD(DMD.Config(fake="lora")), CRITIC),
+    "dmd-shared": (DMD(DMD.Config(fake="shared")), STUDENT),
+    "dmd2": (DMD2(), CRITIC),
+    "sid": (SiD(), CRITIC),
+    "sid-shared": (SiD(SiD.Config(fake="shared")), STUDENT),
+}
+
+
+def fit_of(method, turn, error=0.0):
+    """The gradient at the fake field's output, of single rows and summed over mirrored pairs (see test_fixed_point).
+    The student is the exact flow map, the field the exact velocity of its samples, plus an error."""
+    n, outputs = 16, []
+    x_t, y = torch.randn(2, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x_t, t = x_t.repeat(2, 1), torch.linspace(0.1, 0.9, n, dtype=torch.float64).repeat(2)
+    x, eps = split(x_t, torch.cat([y, 2 * mean_velocity(x_t, t, t)[:n] - y]), t)
+    z = (x - MEAN) / SCALE  # what the flow map carries to x
+
+    def field(x, t, r, cond):
+        outputs.append((mean_velocity(x, t, r) + error).requires_grad_(torch.is_grad_enabled()))
+        return outputs[-1]
+
+    def student(x, t, r, cond):
+        return field(x, t, r, cond) if (t < 0).all() else mean_velocity(x, t, r)
+
+    if isinstance(method, SiD):
+        draws = ScoreDraws(2 * n, z, t / (1 - t), eps)
+    else:
+        draws = HeadDraws(2 * n, z[:, None], torch.zeros(2 * n, dtype=torch.long), t, eps)
+    networks = Networks(student, teacher=mean_velocity, critic=field, head=Line())
+    terms = method.loss(networks, Batch(None, {}, {}), draws, turn)
+    grad = torch.autograd.grad(terms.losses["fake"].rows.sum(), outputs[0])[0]
+    return grad, grad[:n] + grad[n:]
+
+
+@pytest.mark.parametrize("method, turn", FITS.values(), ids=FITS.keys())
+def test_the_fake_field_stays_at_the_velocity_of_the_samples_and_a_wrong_one_is_pulled_to_it(method, turn):
+    rows, summed = fit_of(method, turn)
+    assert rows.norm(dim=1).min() > 0.05 and summed.abs().max() < 1e-10
+    for error in (0.1, -0.1):
+        assert (fit_of(method, turn, error)[1] / error).min() > 0.5  # against the gradient it loses its error
 
 
 def test_few_step_dmd_trains_on_the_samplers_own_samples():

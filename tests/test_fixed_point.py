@@ -253,6 +253,37 @@ def test_tutorial_form_is_still_but_for_its_fake_term():
     assert fake.norm(dim=1).mean() * 2 * n > 0.2
 
 
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_paper_form_is_still_to_first_order_in_h_and_its_twin_wholly(order):
+    """One-step rows start from the noise that the flow map carries to the samples of the pairs."""
+    generator = torch.Generator().manual_seed(9)
+    sizes = []
+    for h in (0.01, 0.005, 0.0025):
+        p = pairs(["any_step", "fake"], h)
+        n, twin = len(p.t), p.role == ROLES.index("fake")
+        z = torch.where(twin[:, None], (p.x - MEAN) / SCALE, p.z)
+        z_match = torch.randn(n, 3, dtype=torch.float64, generator=generator)
+        t_match = torch.rand(n, dtype=torch.float64, generator=generator)
+        draws = PaperDraws(n, p.t, p.r, z, z_match, t_match, twin, int(twin.sum()), p.z)
+        method, summed = TwinFlow(TwinFlow.Config(form="paper", order=order, h=h, clamp=None)), {}
+        for error in (0.0, 0.1):
+            student = Student(error)
+            terms = method.loss(Networks(student, target=mean_velocity), p.batch, draws, Turn())
+            any_step, one_step, fake = student.outputs
+            assert terms.losses["rectify"].value() < 1e-24  # the two fields agree
+            for name, output in (("any_step", any_step), ("fake", fake)):
+                (grad,) = torch.autograd.grad(terms.losses[name].value() * len(output), output, retain_graph=True)
+                assert grad.norm(dim=1).mean() > 0.5
+                summed[name, error] = grad.unflatten(0, (2, -1)).sum(0)
+            assert torch.autograd.grad(terms.losses["rectify"].value(), one_step)[0].abs().max() < 1e-12
+        assert summed["fake", 0.0].abs().max() < 1e-12
+        assert summed["any_step", 0.1].norm(dim=1).min() > 0.5
+        sizes.append(summed["any_step", 0.0].norm())
+    assert sizes[0] < 40 * 0.01
+    for coarse, fine in pairwise(sizes):
+        assert coarse / fine == pytest.approx(2, abs=0.25)
+
+
 def test_draws_are_not_changed():
     p = pairs(["one_step", "fake"], 0.01)
     draws = draws_of(p, TwinDraws)

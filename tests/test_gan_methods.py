@@ -1,10 +1,12 @@
 """The methods with a GAN head, DMD2 and SANA-Sprint: recorded numbers, gradients by hand, where their terms pull."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from gaussian import MEAN, deviation, mean_velocity
+from test_baseline_fixed_points import halves_each_time
 from tiny import Tiny, load, tensor
 from twinbench.baselines.dmd import DMD
 from twinbench.baselines.dmd2 import DMD2
@@ -190,6 +192,19 @@ def test_sana_sprint_is_still_at_the_flow_map_under_a_constant_head():
             value.abs().max() for value in torch.autograd.grad(loss, outputs, allow_unused=True) if value is not None
         )
         assert (moved < 1e-4) == still, moved
+
+
+def test_sana_sprint_by_differences_is_still_to_second_order_in_their_step_and_by_jvp_wholly():
+    nudge = torch.zeros(8, 3, dtype=torch.float64, requires_grad=True)
+    networks = Networks(lambda *point: mean_velocity(*point) + nudge, teacher=mean_velocity, head=constant)
+    draws = replace(drawn(SanaSprint(), STUDENT), t=torch.linspace(0.1, 0.9, 8, dtype=torch.float64))
+
+    def moved(**settings):
+        loss = SanaSprint(SanaSprint.Config(**settings)).loss(networks, batch_of(8), draws, STUDENT).total()
+        return torch.autograd.grad(loss, nudge)[0].norm().item()
+
+    assert moved() < 1e-12
+    halves_each_time([moved(derivative="difference", step=step) for step in (0.02, 0.01, 0.005)], 2)
 
 
 def test_sana_sprints_adversarial_terms_by_hand():

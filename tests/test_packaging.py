@@ -147,6 +147,31 @@ def test_the_baselines_import_only_the_core():
         assert not [name for name in imports(path) if "baselines" in name.split(".") or name in others], path.name
 
 
+LARGE = {"backbones", "distributed", "peft", "diffusers", "transformers", "accelerate"}
+PLACES = {"device", "cuda", "cpu", "mps", "is_cuda", "get_device"}
+PRECISIONS = {"autocast", "amp", "half", "bfloat16", "float16", "float32", "float64", "float", "double"}
+SPLITS = {"fully_shard", "full_tensor", "to_local", "redistribute", "no_sync", "get_rank", "all_reduce"}
+
+
+def named(path):
+    """The attributes, keywords and strings of a file, and the parts of what it imports."""
+    yield from (part for name in imports(path) for part in name.split("."))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.partition(":")[0]  # "cuda:0"
+
+
+def test_a_method_knows_no_device_precision_sharding_or_backbone():
+    """Times and tensors follow others: `.to(x.dtype)`, `rng.time_dtype`."""
+    methods = [*(ROOT / "baselines").glob("*.py"), *(ROOT / "twinbench/methods").glob("*.py")]
+    found = {(p.name, name) for p in methods for name in named(p) if name in LARGE | PLACES | PRECISIONS | SPLITS}
+    assert len(methods) > 15 and found == set()
+
+
 def test_every_package_is_declared():
     import tomllib
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -154,6 +154,29 @@ def test_roles_sum_to_the_batch_each_within_one_of_its_share(shares, n):
     for role, share in shares.items():
         assert abs(counts[role] - n * Fraction(share) / whole) < 1 + Fraction(1, 10**9)
         assert share or counts[role] == 0
+
+
+def dealt_exactly(shares, n):
+    """The largest remainder over decimals, in whole numbers and without rounding."""
+    parts = [Fraction(str(share)) for share in shares]
+    exact = [n * part / sum(parts) for part in parts]
+    counts = [math.floor(value) for value in exact]
+    for _ in range(n - sum(counts)):
+        left = [value - count for value, count in zip(exact, counts)]
+        counts[left.index(max(left))] += 1
+    return counts
+
+
+@quick
+@given(st.lists(st.integers(0, 20).map(lambda k: k / 10), min_size=3, max_size=6).filter(any), st.integers(0, 64))
+@example([0.2, 0.5, 0.3, 2.0, 0.0], 20)
+def test_roles_are_dealt_as_exact_arithmetic_deals_them_and_ties_go_to_the_earlier(shares, n):
+    counts = split_roles({str(i): share for i, share in enumerate(shares)}, n)
+    assert list(counts.values()) == dealt_exactly(shares, n)
+
+
+def test_equal_remainders_of_decimals_are_equal():
+    assert list(split_roles({"a": 0.2, "b": 0.5, "c": 0.3, "d": 2.0, "e": 0.0}, 20).values()) == [2, 3, 2, 13, 0]
 
 
 @quick

@@ -3,14 +3,18 @@
 import gzip
 import json
 import math
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinbench import files, results
+from twinbench import files, recipe, results
+from twinbench.run import Run
 
+RESULTS = Path(__file__).parents[1] / "results"
 RUN = {
     "schema": "twinbench.run/1", "label": "twinflow", "method": "twinflow", "fingerprint": "f0", "group": "g0",
     "seed": 0, "recipe": "tiny", "resolved": {}, "git": None, "versions": {}, "hardware": "cpu", "threads": 1,
@@ -136,3 +140,21 @@ def test_features_lie_beside_the_score_and_the_reference_belongs_to_one_judge(ro
     assert record.reference() is None
     results.write_reference(root / "tiny/geneval-reference.npz", x, "shapes")
     assert np.array_equal(record.reference(), x)
+
+
+# ---- the committed results ----
+
+
+def test_todays_recipes_are_those_of_the_committed_runs():
+    """A run's label under its recipe, with the same seed, initial weights and data, has the same name."""
+    records = [(path, json.loads(path.read_text())) for path in sorted(RESULTS.glob("*/*/run.json"))]
+    if not records:
+        pytest.skip("not a checkout: no results lie beside the tests")
+    load, other, known = cache(recipe.load), [], set(recipe.shipped())
+    records = [(path, record) for path, record in records if record["recipe"] in known]
+    for path, record in records:
+        resolved = recipe.resolve(load(record["recipe"]), record["label"], record["seed"])
+        run = Run(RESULTS, resolved, record["initial_weights_sha256"], record["data_sha256"])
+        if (run.fingerprint, run.group, run.folder) != (record["fingerprint"], record["group"], path.parent):
+            other.append(str(path.relative_to(RESULTS)))
+    assert other == [] and records

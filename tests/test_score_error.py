@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from gaussian import MEAN, SCALE, mean_velocity
+from twinbench.baselines.consistency import Consistency, ConsistencyDraws, neighbour
+from twinbench.baselines.flow_matching import FlowDraws, FlowMatching
 
+from twinbench.backbones.toy import MLP, MLPConfig
 from twinbench.data.mixture import Gaussians, clouds, draw
+from twinbench.flow import Batch
 from twinbench.judges.distances import energy_distance
+from twinbench.method import Networks, Turn
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -58,6 +63,46 @@ def test_one_distribution_is_at_no_distance_from_itself():
     same = energy_distance(draw(2000, 6)[0].double(), draw(2000, 7)[0].double())
     other = energy_distance(draw(2000, 6)[0].double() + 0.2, draw(2000, 7)[0].double())
     assert abs(same) < 0.005 < 0.05 < other
+
+
+def learnt(script, method, seed, steps=200, n=128):
+    """A network after some steps of a method on the clouds."""
+    torch.manual_seed(seed)
+    net, generator = MLP(MLPConfig(world="mixture", width=64, depth=2)), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    for step in range(steps):
+        batch = Batch(draw(n, 1000 * seed + step + 10)[0], script.empty(n), script.empty(n))
+        t, z = torch.rand(n, generator=generator), torch.randn(n, 2, generator=generator)
+        if isinstance(method, Consistency):
+            draws = ConsistencyDraws(n, t, neighbour(t, method.config.steps, method.config.spacing), z)
+        else:
+            draws = FlowDraws(n, t, z, torch.zeros(n, dtype=torch.bool))
+        optimizer.zero_grad()
+        method.loss(Networks(net), batch, draws, Turn()).total().backward()
+        optimizer.step(), falling.step()
+    return net.requires_grad_(False)
+
+
+def test_a_network_of_one_time_is_not_a_score_model(script):
+    """Of two networks after equal steps on the same clouds, v(x, t, 0) of the consistency network, read as a velocity,
+    gives a score at least 4 times as wrong where t > 0.6. It has learnt another quantity, and is nearer to that."""
+    world, found = clouds(), {}
+    for name, method, end in (("flow", FlowMatching(), 1), ("consistency", Consistency(), 0)):
+        net = learnt(script, method, seed=0)
+
+        def field(x, t, net=net, end=end):
+            return net(x.float(), t.float(), end * t.float(), script.empty(len(x))).double()
+
+        found[name] = script.errors(field, world, data(), "x")
+    flow, consistency = found["flow"]["score"], found["consistency"]["score"]
+    assert all(a > 1.2 * b for a, b in zip(consistency, flow)) and max(flow[3:]) < 0.05
+    assert all(a > 4 * b for a, b in zip(consistency[3:], flow[3:]))
+    for low, high in script.BINS[3:]:  # `net` is now the consistency network
+        t = script.times(low, high, 256)
+        x = script.noised(data(), t, f"x {low}")
+        v = field(x, t)
+        assert script.rms(v - script.to_zero(world, x, t)) < 0.7 * script.rms(v - world.velocity(x, t))
 
 
 def test_a_stopped_measurement_goes_on_to_the_same_rows(script, tmp_path, monkeypatch):

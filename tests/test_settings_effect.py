@@ -46,7 +46,14 @@ dmd2: [{}, {fake: shared}, {gan: 0}, {r1: 1}]
 sid: [{}, {fake: shared}, {real: average}]
 meanflow: [{}, {cfg_scale: 2}, {instant: 1}, {power: 0}, {derivative: difference}, {warmup: 4}]
 shortcut: [{steps: 4, bootstrap: 0.5}, {cfg_scale: 2}]
-consistency: [{}, {form: distillation}, {squared: true}, {huber: 0.1}, {weighting: snr}]
+consistency:
+  - {}
+  - {form: distillation}
+  - {squared: true}
+  - {huber: 0.1}
+  - {weighting: snr}
+  - {weighting: root_snr}
+  - {log_level: [-0.5, 1.0]}
 scm: [{}, {form: distillation}, {derivative: difference}]
 sana-sprint: [{}, {scm: 0}, {gan: 0}, {derivative: difference}]
 progressive: [{}, {steps: 1}]
@@ -70,7 +77,7 @@ OWN = {  # where the value above is the method's default or none of its choices
     **{name: dict(times=(2.0, 1.0, 0.9)) for name in ("rcgm", "twinflow")},
     **{name: dict(times=(1.0, 0.5)) for name in ("dmd", "dmd2")},
     "meanflow": dict(times=(0.0, 0.5), derivative="difference", normalise="gradient"),
-    "consistency": dict(times=(2.0, 1.0), target="average", form="distillation"),
+    "consistency": dict(times=(2.0, 1.0), target="average", form="distillation", log_level=(-1.1, 2.0)),
     **{name: dict(times=(0.0, 0.5)) for name in ("scm", "sana-sprint")},
     "scm": dict(times=(0.0, 0.5), weighting="prior", form="distillation"),
     "progressive": dict(weighting="truncated"),
@@ -132,6 +139,12 @@ def test_a_setting_has_an_effect_or_is_refused(name):
         ("dmd", {"normalise": "none", "floor": 0.1}, "floor has no effect without normalise: dmd"),
         ("sid", {"fake": "shared", "critic_rate": 2.0}, "critic_rate has no effect without a critic"),
         ("dmd2", {"lora": {"rank": 4}}, "lora has no effect without fake: lora"),
+        (
+            "consistency",
+            {"log_level": [-1.1, 2.0], "times": [2.0, 1.0]},
+            "times has no effect without Beta times (log_level: null)",
+        ),
+        ("rcgm", {"cfg_scale": 0.8}, "cfg_scale must be at least 1, got 0.8; below it needs image_free: true"),
         ("rcgm", {"h": 0.02, "order": 1, "derivative": "jvp"}, "h has no effect without a finite step"),
     ],
 )

@@ -147,7 +147,7 @@ def test_the_derivative_of_an_average_lacks_the_pull_that_the_difference_has():
 # ---- the student's own samples ----
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.0, 0.8, 1.0, 3.0])
 def test_on_its_own_samples_a_student_learns_the_frozen_teacher_at_every_scale(scale):
     """r = t on all rows: the target is the teacher's guided field, which lies 0.1 (scale - 1) beside the student's."""
     shares = dict(one_step=0, local=1, any_step=0, fake=0)

@@ -58,10 +58,10 @@ def recursive(
     far = (t - r) >= h
     if far.any():
         start, end, c = (t - h)[far], r[far], take(cond, far)
-        x = x_t[far] - h * y[far]
+        x = x_t[far].to(torch.promote_types(x_t.dtype, t.dtype)) - h * y[far]  # a step of h is lost in half precision
         moved = torch.zeros_like(x)
         for s, s_next in pairwise(hop_times(start, end, order, None if u is None else u[far])):
-            hop = expand(s - s_next, x) * net(x, s, s_next, c)
+            hop = expand(s - s_next, x) * net(x.to(x_t.dtype), s, s_next, c)
             x, moved = x - hop, moved + hop
         delta[far] = ((v[far] * expand((t - r)[far], x) - moved) / h - y[far]).to(delta.dtype)
     return v - clip(delta, clamp)
