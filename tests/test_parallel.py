@@ -23,6 +23,7 @@ from twinbench.recipe import load, resolve
 from twinbench.tensors import read_tensors
 from twinbench.training.ema import Average
 from twinbench.training.parallel import joined, whole
+from twinbench.training.shards import Shards
 from twinbench.training.start import start
 
 DIGITS = ("backbone.weights=none", "backbone.width=16", "backbone.depth=1", "backbone.heads=2")
@@ -204,6 +205,29 @@ def test_what_two_processes_saved_is_what_one_loads(tmp_path):
     )
 
 
+def test_what_is_written_aside_is_the_moment_at_which_it_was_asked_for(tmp_path):
+    """The networks are trained on while it is written: in place, by the optimizer and the average."""
+    kept = []
+    for folder, more in ((tmp_path / "waited", ()), (tmp_path / "aside", ("train.save_aside=true",))):
+        ends(folder, resolved("moons", "twinflow", *MOONS, "train.keep=9", *more))
+        (run,) = folder.glob("*/*/")
+        kept.append([(p.name, held_by(p)) for p in sorted((run / "checkpoints").iterdir())])
+    assert [name for name, _ in kept[0]] == [name for name, _ in kept[1]]
+    assert [name for name, _ in kept[0]] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    for (_, waited), (_, aside) in zip(*kept, strict=True):
+        identical(waited, aside)
+
+
+def held_by(path):
+    shards = Shards(path)
+    return shards.read({name: shards.empty(name) for name in shards.stored})
+
+
+def test_to_write_aside_takes_several_processes(tmp_path):
+    with pytest.raises(UserError, match=r"train\.save_aside goes with sharding"):
+        train(resolved("moons", "rcgm", *MOONS, "train.save_aside=true"), tmp_path)
+
+
 def held(settings, runs):
     """All tensors of a run at its end, in one piece."""
     return train(settings, runs, last=in_one_piece)
@@ -236,9 +260,10 @@ def children(pid):
     return [int(child) for child in found]
 
 
-def test_a_lost_process_ends_all_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("aside", ["null", "true"])
+def test_a_lost_process_ends_all_and_the_same_command_goes_on(tmp_path, aside):
     """Bit for bit, of the same number of processes: student, critic, both their optimizers and the average."""
-    settings = [*MOONS, "train.budget=14", "methods.dmd.critic_steps=1"]
+    settings = [*MOONS, "train.budget=14", "methods.dmd.critic_steps=1", f"train.save_aside={aside}"]
     whole_run = together(partial(train, resolved("moons", "dmd", *settings), tmp_path / "whole", last=in_one_piece))[0]
     run = torchrun(tmp_path / "killed", *settings)
     while not [*(tmp_path / "killed").glob("*/*/checkpoints/step-00000004")] and run.poll() is None:

@@ -21,7 +21,14 @@ from twinbench.sections import BackboneSection, Count, DataSection, Evaluation, 
 from twinbench.settings import Strict, validate
 
 PLACES = ("model", "revision", "offline")  # of a backbone: where its weights lie; what they are has a hash
-MEANS = ("save_every", "keep", "micro_batch", "recompute", "offload")  # of training: its values are the same by any
+MEANS = (
+    "save_every",
+    "save_aside",
+    "keep",
+    "micro_batch",
+    "recompute",
+    "offload",
+)  # of training: its values are the same by any
 Name = Annotated[str, Field(pattern=r"^\w[^/\\]*$")]  # of a folder
 
 

@@ -50,6 +50,9 @@ class Train(Strict):
     offload: bool | None = Field(None, description="true: several processes keep their shards in the host's memory")
     lora: Lora | None = Field(None, description="train adapters on the frozen initial weights; null: all weights")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    save_aside: bool | None = Field(
+        None, description="true: several processes write checkpoints while they train on, from copies on the host"
+    )
     keep: int = Field(2, ge=1, description="checkpoints kept")
 
 

@@ -92,6 +92,7 @@ def train(
                 show(row["progress"], f"step {row['step']}  {made}")
                 if group.any(bool(stop)):
                     trainer.save()
+                    group.settle()
                     keep_record(run, trainer)
                     raise KeyboardInterrupt
             keep_record(run, trainer)
@@ -104,7 +105,10 @@ def report(
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Only this recipe.")] = None,
     preset: Preset = None,
     against: Annotated[
-        str | None, typer.Option(help="Numbers of others beside ours: published (RESULTS/published.csv), or a file.")
+        str | None, typer.Option(help="Numbers of others beside ours: published (the shipped ones), or a file.")
+    ] = None,
+    claim: Annotated[
+        float | None, typer.Option(help="Tell at how many prompts a difference of this size would be shown.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the page and figures go; RESULTS/report by default.")] = None,
     results: Results = RESULTS,
@@ -113,18 +117,21 @@ def report(
 
     Example: twinbench report --format md
     """
-    from twinbench.report import page
+    from twinbench.report import page, published
     from twinbench.report.beside import beside
     from twinbench.report.summary import summarize
 
     if format not in page.FORMATS:
         raise UserError(f"--format {format}: one of {', '.join(page.FORMATS)}")
+    if claim is not None and not 0 < claim < float("inf"):
+        raise UserError(f"--claim {claim}: a difference is more than 0, as in --claim 0.01")
     try:
-        summary = summarize(results, titled(recipe), preset)
+        summary = summarize(results, titled(recipe), preset, claim)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
-    others = beside(results, summary[0], against)
-    typer.echo(page.text(format, *summary, others))
+    others = published.rows(summary[0], published.place(results, against)) if against else None
+    after = beside(results, summary[0], others or ())
+    typer.echo(page.text(format, *summary, after, others))
     if format == "table" or out:
-        written = page.write_pages(*summary, out or results / "report" / (preset or ""), others)
+        written = page.write_pages(*summary, out or results / "report" / (preset or ""), after)
         typer.echo(f"report: {written}", err=format != "table")

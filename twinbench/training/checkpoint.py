@@ -40,7 +40,9 @@ class State:
 
 
 def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int, group: Group = ALONE) -> Path:
-    """Write step-<n>.safetensors, or step-<n>/ of several processes, then delete all but the newest `keep`."""
+    """Write step-<n>.safetensors, or step-<n>/ of several processes, then delete all but the newest `keep`. What is
+    still written aside is waited for first."""
+    group.settle()
     tensors = {f"{name}.{k}": v for name, network in owned.networks.items() for k, v in network.state_dict().items()}
     for turn, trained in owned.trained.items():
         for which, optimizer in enumerate(trained.optimizers):
@@ -55,11 +57,10 @@ def save_checkpoint(folder: Path, owned: Owned, state: State, keep: int, group: 
     if group.mesh is None:
         path = folder / f"step-{state.step:08d}.safetensors"
         save_tensors(path, tensors, metadata)
+        delete(checkpoints(folder)[:-keep])
     else:
         path = folder / f"step-{state.step:08d}"
-        save_shards(path, tensors, metadata, group)
-    if group.first:
-        delete(checkpoints(folder)[:-keep])
+        save_shards(path, tensors, metadata, group, lambda: delete(checkpoints(folder)[:-keep]))
     return path
 
 

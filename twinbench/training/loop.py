@@ -216,6 +216,7 @@ class Trainer:
     def _stopped(self, turn: Turn, what: str) -> WorkError:
         folder = self.folder / "failed"
         path = checkpoint.save_checkpoint(folder, self.owned, self.state, 1, self.group)
+        self.group.settle()
         return WorkError(
             f"step {turn.step + 1}, turn {turn.name!r}: {what} is not finite; lower train.lr (--set train.lr=...); "
             f"the networks at this moment: {path}"
@@ -234,6 +235,7 @@ class Trainer:
             if self.group.first:
                 write_bytes(self.folder / "samples" / f"step-{self.state.step:08d}.png", picture)
         if self.progress >= 1:
+            self.group.settle()
             save_weights(self.folder, self.evaluated, {"step": self.state.step}, self.group)
         self.group.wait()
 

@@ -34,6 +34,7 @@ from twinbench.errors import UserError, WorkError
 from twinbench.ranks import Ranks
 from twinbench.run import alone
 from twinbench.sections import Train
+from twinbench.training.aside import Aside
 
 T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
@@ -49,6 +50,7 @@ class Group(Ranks):
     mesh: DeviceMesh | None = None
     precision: torch.dtype | None = None  # of gathered weights; None: as they are stored
     offload: bool = False  # shards wait in the memory of the host
+    aside: Aside | None = None  # writes checkpoints while training goes on; None: they are waited for
 
     # ---- rows and numbers ----
 
@@ -68,6 +70,11 @@ class Group(Ranks):
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def settle(self) -> None:
+        """Wait for what is still being written."""
+        if self.aside:
+            self.aside.settle()
 
     def any(self, yes: bool) -> bool:
         return any(self.every(yes))
@@ -216,8 +223,9 @@ def joined(train: Train, gpu: bool) -> Iterator[Group]:
     gpu = gpu and torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if size == 1:
-        if train.offload:
-            raise UserError("train.offload goes with sharding; train with torchrun --nproc-per-node 2 or more")
+        for name in ("offload", "save_aside"):
+            if getattr(train, name):
+                raise UserError(f"train.{name} goes with sharding; train with torchrun --nproc-per-node 2 or more")
         yield Group(device=device)
         return
     if train.batch % size:
@@ -229,7 +237,10 @@ def joined(train: Train, gpu: bool) -> Iterator[Group]:
     lost = False
     try:
         mesh = init_device_mesh(device.type, (size,))
-        yield Group(dist.get_rank(), size, device, mesh, lower(train), bool(train.offload))
+        aside = Aside() if train.save_aside else None
+        group = Group(dist.get_rank(), size, device, mesh, lower(train), bool(train.offload), aside)
+        yield group
+        group.settle()
     except (RuntimeError, CheckpointException) as error:
         lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if lost:

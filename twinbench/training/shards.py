@@ -2,7 +2,8 @@
 
 A folder with one file a process, each of which says where in a tensor its pieces belong, and meta.json. Any number of
 processes reads it, one alone too. Nothing in it is pickled. It is written beside its place and renamed when all of it
-is there, so a kill leaves the old one or the new one, never a part.
+is there, so a kill leaves the old one or the new one, never a part. It may be written aside, while training goes on:
+from copies in the host's memory, over a channel of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,34 @@ from twinbench.training.parallel import Group
 META = "meta.json"
 
 
-def save_shards(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], group: Group) -> None:
-    """Write a folder; all processes must call it."""
+def save_shards(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], group: Group, named: Callable[[], None]
+) -> None:
+    """Write a folder; all processes must call it. The first one calls `named` when the folder has its name. Where the
+    group writes aside that is later, and the tensors may change before."""
     unfinished = path.with_name(f".{path.name}")
     if group.first:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     group.wait()
     ready = {name: value.detach().reshape(value.shape or (1,)) for name, value in tensors.items()}
-    dcp.save(ready, storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
-    if group.first:
-        scalars = [name for name, value in tensors.items() if not value.shape]
-        write_json(unfinished / META, {"metadata": metadata, "scalars": scalars})
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
-    group.wait()
+    scalars = [name for name, value in tensors.items() if not value.shape]
+    writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
+
+    def name() -> None:
+        if group.first:
+            write_json(unfinished / META, {"metadata": metadata, "scalars": scalars})
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.rename(path)
+            named()
+
+    if group.aside:  # the first process hears of the end when all have written
+        writing: Any = dcp.async_save(ready, storage_writer=writer, process_group=group.aside.channel)
+        group.aside.go_on(lambda: (writing.result(), name()))
+    else:
+        dcp.save(ready, storage_writer=writer)
+        name()
+        group.wait()
 
 
 class Shards:
