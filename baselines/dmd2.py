@@ -26,6 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from twinbench.errors import UserError
 from twinbench.flow import Batch, Hop, mix
 from twinbench.method import Draws, Networks, Term, Terms, Turn
 from twinbench.methods.matching import MatchDraws, ReverseKL
@@ -97,7 +98,7 @@ class DMD2(ReverseKL):
     def _head(self, networks: Networks, batch: Batch, draws: HeadDraws) -> Terms:
         assert networks.head is not None and draws.t_data is not None and draws.eps_data is not None
         if batch.x is None:
-            raise ValueError("this batch has prompts only; the GAN head needs data: use dmd, or give some")
+            raise UserError("this batch has prompts only; the GAN head needs data: use dmd, or give some")
         with torch.no_grad():
             x_t = mix(self.samples(networks, batch, draws), draws.eps, draws.t)
         data = mix(batch.x, draws.eps_data, draws.t_data)

@@ -1,11 +1,12 @@
 """Tiny judges made on the spot: networks of the real classes, with weights from a formula."""
 
+import json
 import zlib
 
 import numpy as np
 import torch
 
-from twinbench.judges import mask2former
+from twinbench.judges import known, mask2former
 
 SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 7, "drop_path_rate": 0.0}
 HEAD = {
@@ -19,6 +20,10 @@ HEAD = {
     "dim_feedforward": 40,
     "num_queries": 6,
 }
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VISION = {"image_size": 224, "layers": 1, "width": 16, "patch_size": 56, "head_width": 8}
+WORDS = sorted({word for _, question, _ in known.QUESTIONS for word in question.strip("?").lower().split()})
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "?", *WORDS]
 
 
 def values(name, shape):
@@ -50,6 +55,44 @@ def detector_folder(folder, shapes):
     network = mask2former.network(SWIN, **HEAD)
     mask2former.load(network, mmdet_state(shapes), "tiny")
     network.save_pretrained(folder)
+    return folder
+
+
+def clip_file(folder):
+    """A tiny CLIP known to open_clip with and without QuickGELU, and a file of random weights."""
+    import open_clip
+
+    for name, quick in (("tiny-clip-quickgelu", True), ("tiny-clip", False)):
+        config = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": quick}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    path = folder / "weights.pt"
+    torch.save(open_clip.create_model("tiny-clip", pretrained=None).state_dict(), path)
+    return path
+
+
+def blip_folder(folder):
+    """A tiny BLIP that knows the words of the self-test."""
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForQuestionAnswering,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "sep_token_id": 3}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config={**sizes, **ids, "vocab_size": len(VOCABULARY), "encoder_hidden_size": 16},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+    )
+    torch.manual_seed(0)
+    BlipForQuestionAnswering(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
     return folder
 
 

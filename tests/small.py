@@ -1,6 +1,7 @@
 """Small real things for tests: the command line in this process, a quick recipe's settings, runs of a few steps."""
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -48,3 +49,12 @@ def files(folder):
     """Every file below a folder, with the hash of its bytes."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def scores(folder):
+    """The files below a folder with their hashes, but scores as what they say apart from their seconds."""
+    out = {name: value for name, value in files(folder).items() if not Path(name).name.startswith(".")}
+    for path in Path(folder).rglob("*.json"):
+        said = json.loads(path.read_text())
+        out[str(path.relative_to(folder))] = {key: said[key] for key in said.keys() - {"seconds", "git"}}
+    return out

@@ -157,7 +157,24 @@ def test_a_local_copy_is_taken_and_checked(server, monkeypatch, tmp_path):
         list(assets.fetch("thing", copy))
     copy.write_bytes(BODY)
     list(assets.fetch("thing", copy.parent))
+    copy.write_bytes(b"another")
+    with pytest.raises(UserError, match="not the published file"):  # though its sum was recorded, too
+        list(assets.fetch("thing", copy))
     assert files.sha256(assets.path("thing")) == SUM and server.asked == []
+
+
+def test_a_copy_that_differs_from_the_first_one_is_told_from_a_published_file(server, tmp_path):
+    copy = tmp_path / "x.bin"
+    copy.write_bytes(b"the first")
+    list(assets.fetch("thing", copy))
+    copy.write_bytes(b"the next!")
+    with pytest.raises(UserError, match=r"not the file that .*assets\.lock\.json recorded first") as told:
+        list(assets.fetch("thing", copy))
+    assert "published" not in str(told.value) and "delete its entry" in str(told.value)
+    assert assets.path("thing").read_bytes() == b"the first"
+    (assets.root() / assets.LOCK).unlink()
+    list(assets.fetch("thing", copy))
+    assert assets.path("thing").read_bytes() == b"the next!"
 
 
 def test_one_file_is_no_copy_of_several(server, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The audit on a made training set: every planted overlap is found under its kind, and nothing else is."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinbench.contamination.audit import KINDS, Prompt, audit, captions_of, clean, prompts_of, report
+from twinbench import assets
+from twinbench.contamination import prompts as known_prompts
+from twinbench.contamination.audit import KINDS, audit, captions_of, clean, report
 from twinbench.contamination.minhash import Near, grams, overlap
+from twinbench.contamination.prompts import Prompt, prompts_of
 from twinbench.data.geneval import prompts
 from twinbench.data.scenes import Scene, Thing, scene
 from twinbench.errors import UserError
+from twinbench.report.table import NONE
 
 GENEVAL = prompts_of("geneval")
 
@@ -174,7 +179,45 @@ def test_captions_come_from_lines_json_or_a_dataset(tmp_path):
         captions_of(str(tmp_path / "none.txt"))
     with pytest.raises(UserError, match="not found"):
         captions_of("nothing")
+    (tmp_path / "folder").mkdir()
+    for other in ("x.csv", str(tmp_path / "folder")):
+        with pytest.raises(UserError, match=r"give .txt \(one a line\) or .jsonl"):
+            captions_of(other)
     assert len(captions_of("moons").texts) > 1000
+
+
+TABLE = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+
+
+def test_dpgs_prompts_are_those_of_a_table_or_of_the_texts_as_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINBENCH_ASSETS", str(tmp_path))
+    with pytest.raises(UserError, match="twinbench fetch dpg"):
+        prompts_of("dpg")
+    (tmp_path / "dpg" / "prompts").mkdir(parents=True)
+    for name, text in (("12", "two cats"), ("vrd3", "a dog\n")):
+        (tmp_path / "dpg" / "prompts" / f"{name}.txt").write_text(text)
+    with pytest.raises(UserError, match=r"not hold the 1065 prompts as published"):
+        prompts_of("dpg")
+    sums = "".join(
+        f"{hashlib.sha256(text).hexdigest()}  dpg/prompts/{name}.txt\n"
+        for name, text in (("12", b"two cats"), ("vrd3", b"a dog\n"))
+    )
+    monkeypatch.setattr(known_prompts, "DPG_TEXTS", hashlib.sha256(sums.encode()).hexdigest())
+    texts = [Prompt("dpg", "12", "plain", "two cats"), Prompt("dpg", "vrd3", "vrd", "a dog")]
+    assert prompts_of("dpg") == texts
+    (tmp_path / "own.csv").write_text(TABLE + "a1,three cows,1,0,entity - whole,Cows?\n")
+    assert prompts_of("dpg", tmp_path / "own.csv") == [Prompt("dpg", "a1", "a", "three cows")]
+    (tmp_path / "dpg" / "dpg_bench.csv").write_text(TABLE + "b1,four cows,1,0,entity - whole,Cows?\n")
+    assert [prompt.text for prompt in prompts_of("dpg")] == ["four cows"]
+    (tmp_path / "own.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="is not DPG-Bench's table"):
+        prompts_of("dpg", tmp_path / "own.csv")
+
+
+@pytest.mark.skipif(not list(assets.root().glob("dpg/prompts/*.txt")), reason="DPG-Bench's prompts are not here")
+def test_the_published_texts_have_the_pinned_sum(monkeypatch):
+    monkeypatch.setattr(assets, "here", lambda name: False)
+    assert len(prompts_of("dpg")) == 1065
 
 
 def test_the_command_writes_the_audit_and_the_clean_list(tmp_path):
@@ -185,12 +228,21 @@ def test_the_command_writes_the_audit_and_the_clean_list(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "geneval colors" in done.stdout and "3 of 9 captions match" in done.stdout
+    assert "examples" in done.stdout and PLANTED[1][0] in done.stdout
+    row = next(line for line in done.stdout.splitlines() if "geneval colors" in line)
+    assert row.split()[-2:] == [NONE, "1"]  # meanings were not compared
     audit = json.loads((tmp_path / "results" / "shapes" / "audit.json").read_text())
-    assert audit["flagged"] == 3 and audit["source"] == "train.jsonl"
+    assert audit["flagged"] == 3 and audit["source"] == "train.jsonl" and audit["embedding"] is None
     lines = (tmp_path / "results" / "shapes" / "clean.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in lines] == INNOCENT
     wrong = subprocess.run([*command, "--bench", "wise"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert wrong.returncode == 2 and "geneval, dpg" in wrong.stderr
+    (tmp_path / "own.csv").write_text(TABLE + f"a1,{PLANTED[0][0]},1,0,entity - whole,Cows?\n")
+    words = ("--bench", "dpg", "--dpg-csv", "own.csv")
+    done = subprocess.run([*command, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 of 9 captions match" in done.stdout, done.stderr
+    idle = subprocess.run([*command, *words[2:]], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert idle.returncode == 2 and "geneval asks no question of DPG-Bench" in idle.stderr
 
 
 def test_captions_are_utf_8_and_end_with_their_lines_alone(tmp_path):

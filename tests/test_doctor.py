@@ -1,12 +1,15 @@
 """twinbench doctor, from outside; judges by name and setting."""
 
 import os
+import pickle
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
 import torchvision
+from small import twinbench
 
 from twinbench import plugins
 from twinbench.errors import UserError, WorkError
@@ -27,6 +30,22 @@ def test_every_judge_is_told_of_and_what_is_missing_is_no_failure(tmp_path):
     assert rows["shapes-exact"].split()[1] == "ok"
     assert "twinbench fetch geneval-detector" in rows["mask2former"]
     assert "hf download Salesforce/blip-vqa-base" in rows["blip-vqa"]
+    for name, package in (("mask2former", "transformers"), ("clip", "pillow"), ("inception", "clean-fid")):
+        assert f"{package} {version(package)}" in rows[name].partition("(here: ")[2]
+    assert "twinbench doctor external-vqa --set 'external-vqa.command=VALUE'" in rows["external-vqa"]
+    assert "as in [/envs/mplug/bin/python, serve.py]" in rows["external-vqa"]
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"\x80\x02.", pickle.dumps({"a": print}, 2)])
+@pytest.mark.parametrize("name", ["inception", "mask2former", "torch-fidelity"])
+def test_weights_that_are_there_and_are_none_fail_in_one_plain_line(name, content, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # doctor sets it
+    place = tmp_path / "none.pth"
+    place.write_bytes(content)
+    assert twinbench("doctor", name, "--set", f"{name}.weights={place}") == 1
+    said = capsys.readouterr()
+    assert said.out.split()[:2] == [name, "fails"] and str(place) in said.out
+    assert said.out.count("\n") == 1 and "[" not in said.out.replace("['state_dict']", "") and name in said.err
 
 
 def test_a_judge_that_is_asked_for_must_be_there_and_be_right(tmp_path):

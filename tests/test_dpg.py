@@ -109,13 +109,27 @@ def test_rows_that_stand_apart_belong_together_only_when_corrected():
     assert score(questions, {"a": [no_dog]}, protocol="corrected")["per_item"] == {"a": 1 / 3}
 
 
+@pytest.mark.parametrize("protocol", ["official", "corrected"])
+def test_a_question_before_its_parent_is_judged_by_that_ones_own_answer(protocol):
+    child, grandchild = RED, ("a", 3, "2", *ON[3:])
+    answers = {"a": [{**ALL, "is there a dog?": "no"}]}
+    orders = [((DOG, child, grandchild), 1 / 4), ((grandchild, child, DOG), 2 / 4)]  # the sketch is right in both
+    for order, right in orders:
+        told = score(table(("b", 1, "0", "x (x)", "is it a sketch?"), HEAD, *order), answers, protocol=protocol)
+        assert told["per_item"] == {"a": right}
+
+
 def test_nothing_is_left_out_silently():
     questions = table(HEAD, DOG, ("b", 1, "0", "global - (x)", "is there a dog?"))
     assert score(questions, {"a": [ALL]})["unanswered_items"] == ["b"]
     with pytest.raises(ValueError, match="'z'"):
         score(questions, {"a": [ALL], "z": [ALL]}, protocol="corrected")
-    with pytest.raises(ValueError, match="'a'"):
+    with pytest.raises(ValueError, match="item 'a' cannot be scored: it has no pictures"):
         score(questions, {"a": []}, protocol="corrected")
+    with pytest.raises(ValueError, match="no item could be scored: of 'a', it has no pictures"):
+        score(questions, {"a": []})
+    with pytest.raises(ValueError, match="no item could be scored: there are no answers"):
+        score(questions, {})
     with pytest.raises(ValueError, match="'a'"):
         score(questions, {"a": [{}]}, protocol="corrected")
     with pytest.raises(ValueError, match="protocol"):
@@ -190,8 +204,11 @@ def test_a_missing_picture_or_table_is_one_clear_line(bench, tmp_path, monkeypat
         DPG(None, DPGConfig(csv=str(tmp_path / "other.csv"))).requests()
     table = Path(bench.config.csv).read_bytes()
     for content, told in (
-        (table.replace(b'",,1,0,', b'",,one,0,', 1), "whole numbers .*'one'"),
-        (table.replace(b'",,2,1,', b'",,2,,', 1), "whole numbers"),
+        (table.replace(b'",,1,0,', b'",,one,0,', 1), "line 3: proposition_id is whole numbers, .*'one'"),
+        (table.replace(b'",,2,1,', b'",,2,none,', 1), "line 5: dependency is whole numbers, .*'none'"),
+        (table.replace(b'",,2,1,', b'",,2,,', 1), "line 5 has no dependency; twinbench fetch dpg"),
+        (table[: table.rindex(b",entity") + 12], "line 25 has no question_natural_language"),
+        (table[: table.rindex(b'",,4') + 4], "line 25 has no dependency"),
         (b"\xff\x00", "needs the columns"),
     ):
         (tmp_path / "other.csv").write_bytes(content)

@@ -17,7 +17,7 @@ import painted
 import pytest
 import torch
 from PIL import Image
-from small import files, sets, trained, twinbench
+from small import QUICK, scores, sets, trained, twinbench
 
 from twinbench import plugins, results
 from twinbench.backbones.tiny import tiny
@@ -55,15 +55,6 @@ def pipelines(tmp_path_factory):
     """A folder of tiny pipelines, made when they are asked for."""
     folder = tmp_path_factory.mktemp("pipelines")
     return lambda name: tiny(name, folder / name)
-
-
-def scores(folder):
-    """The files below a folder with their hashes, but scores as what they say apart from their seconds."""
-    out = {name: value for name, value in files(folder).items() if not Path(name).name.startswith(".")}
-    for path in Path(folder).rglob("*.json"):
-        said = json.loads(path.read_text())
-        out[str(path.relative_to(folder))] = {key: said[key] for key in said.keys() - {"seconds", "git"}}
-    return out
 
 
 def items(folder, stem="painted-nfe1"):
@@ -130,7 +121,7 @@ def test_evaluations_are_counted_at_the_network(pipelines):
     draw(pipelines("sd3"), plan)  # would raise
     (plan,) = plans(pipelines("flux"), StepOptions([4], guidance=3.0))
     assert plan.steps == 4  # guidance is an input of this network
-    with pytest.raises(UserError, match="3 of them cannot be had"):
+    with pytest.raises(UserError, match="3 evaluations cannot be had"):
         plans(pipelines("sd3"), StepOptions([3], guidance=3.0))
 
 
@@ -142,6 +133,7 @@ def test_steps_come_from_the_options_or_from_the_export(tmp_path):
     assert plans(tmp_path, StepOptions([2])) == [two]
     with pytest.raises(UserError, match=r"for 1, 2 evaluations, not for 4; --sigmas"):
         plans(tmp_path, StepOptions([4]))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     assert plans(tmp_path, StepOptions(sigmas=[[0.9], [0.9, 0.5]], guidance=2.0)) == [
         Steps(2, 1, (0.9,), 2.0),
         Steps(4, 2, (0.9, 0.5), 2.0),
@@ -378,6 +370,7 @@ def test_bad_input_is_one_line(pipelines, capsys, tmp_path):
     for suffix in ("jpg", "png"):
         Image.fromarray(picture(1)).save(tmp_path / "twice" / f"00000.{suffix}")
     (tmp_path / "copies" / "manifest.jsonl").write_text('{"file": "a.png", "key": "00000", "copy": "first"}')
+    reference = sets("eval.benchmarks.fidelity.reference=mjhg-30k")
     cases = {
         ("--pipeline", "hollow", "--bench", "painted"): "hollow is not a whole diffusers pipeline",
         ("--images", "twice", "--bench", "painted"): "two pictures of '00000': 00000.jpg and 00000.png",
@@ -389,12 +382,31 @@ def test_bad_input_is_one_line(pipelines, capsys, tmp_path):
         ("--images", "empty", "--bench", "painted"): "manifest.jsonl",
         ("--images", "nowhere", "--bench", "painted"): "nowhere is not a folder",
         ("--images", "empty", "--pipeline", "empty"): "or --images",
-        ("rcgm", "--sigmas", "0.9"): "need --pipeline",
+        ("rcgm", "--sigmas", "0.9"): "--sigmas needs --pipeline; a run has its recipe's",
+        ("--images", "empty", "--bench", "latency"): "by twinbench latency RUN, or --pipeline",
+        (
+            "--images",
+            "empty",
+            "--bench",
+            "fidelity",
+            *reference,
+        ): "'mjhg-30k' not found; did you mean 'mjhq-30k'? (mjhq",
+        ("--images", "empty", "--batch", "2"): "--batch needs --pipeline; a folder of images is drawn already",
     }
     for words, told in cases.items():
         assert twinbench("eval", *words) == 2, words
         said = capsys.readouterr().err
         assert told in said.strip().splitlines()[-1] and said.count("error:") == 1, said
+
+
+def test_questions_that_no_benchmark_of_a_run_asks_are_refused(capsys):
+    run = trained(Path("runs"), "moons", "rcgm", *QUICK)
+    Path("dpg.csv").write_text("none")
+    for words in ((), ("--bench", "fidelity")):
+        assert twinbench("eval", run, "--nfe", "1", "--dpg-csv", "dpg.csv", *words) == 2
+        said = capsys.readouterr().err
+        assert "--dpg-csv dpg.csv: none of fidelity" in said and "asks DPG-Bench's questions; --bench dpg does" in said
+    assert not Path("results").exists()
 
 
 def test_pictures_are_stored_by_a_name_that_changes_with_the_prompt():

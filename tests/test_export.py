@@ -15,7 +15,8 @@ from twinbench.recipe import Resolved
 from twinbench.run import Run
 from twinbench.sampler import Schedule, sample
 from twinbench.settings import Lora
-from twinbench.sources.steps import exported
+from twinbench.sources.pipeline import Pipeline
+from twinbench.sources.steps import StepOptions, exported
 from twinbench.tensors import save_tensors
 from twinbench.training.adapters import Adapters, save_weights
 
@@ -53,6 +54,17 @@ def write(network, target, settings=None, dtype=torch.float32):
 def drawn(network, name, z, times, renoise=0.0, noise=None):
     schedule = Schedule(times, "end", renoise)
     return families.decoded(network, sample(network, z, network.encode(families.prompts(name)), schedule, noise))
+
+
+def test_an_export_is_evaluated_as_it_says(tmp_path):
+    """At its own size and sigmas, when the command line says nothing of them."""
+    network = families.backbone("qwen-image")
+    folder = write(network, tmp_path / "out", card.settings_of(resolved("qwen-image"), network))
+    silent = StepOptions([1, 2, 4], [], None, None, [], None)
+    made = Pipeline(str(folder), None, 2)
+    assert made.size == families.SIDE and Pipeline(str(folder), 2 * families.SIDE, 2).size == 2 * families.SIDE
+    assert {p.nfe: p.sigmas for p in made.plans(silent)} == TIMES
+    assert Pipeline(str(families.folder("qwen-image")), None, 2).size is None
 
 
 @pytest.mark.parametrize("name", WORDED)

@@ -16,7 +16,8 @@ from twinbench.benchmarks.fidelity_pictures import FidelityConfig, PictureFideli
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
 from twinbench.judges.base import Distance, Features, Similarity
-from twinbench.judges.distances import frechet, frechet_to, kernel_distance
+from twinbench.judges.distances import frechet, kernel_distance
+from twinbench.results import read_items
 
 
 class Corners(Features):
@@ -77,16 +78,23 @@ def bench(folder, **settings):
     return PictureFidelity(None, FidelityConfig(reference=str(folder), features="corners", **settings))
 
 
+def scored(b, evidence):
+    b.settle(evidence)
+    return b.summarize(evidence)
+
+
 def test_distances_to_a_reference_are_those_to_its_features(real):
     b, drawn = bench(real), pictures(40, 1)
     evidence = b.judge(drawn, b.requests())
-    values, mine, theirs = b.summarize(evidence), Corners()(drawn), Corners()(pictures(40, 0))
+    values, mine, theirs = scored(b, evidence), Corners()(drawn), Corners()(pictures(40, 0))
     assert values["fid"] == pytest.approx(frechet(mine, theirs), rel=1e-9)
     assert values["kid"] == pytest.approx(kernel_distance(mine, theirs), abs=1e-4)  # kept in half precision
     cosines = [p[0, 0, 0] / 255 if i % 2 else 0 for i, p in enumerate(drawn)]
     assert values["clip"] == pytest.approx(100 * np.mean(cosines))
     sha = b.statistics.sha256[:12]
     assert b.judge_name == f"corners/1 + words/1 + mine/{sha}" and b.prompt_set == "mine"
+    assert b.judges[-1] == {"reference": "mine", "sha256": b.statistics.sha256}
+    assert values.keys() == {"fid", "kid", "clip"} and {"key", "prompt", *values} <= evidence.items[0].keys()
 
 
 def test_parts_joined_are_the_whole(real):
@@ -95,12 +103,13 @@ def test_parts_joined_are_the_whole(real):
     whole = b.judge(drawn, requests)
     parts = join([b.judge(drawn[i : i + 16], requests[i : i + 16]) for i in range(0, 40, 16)])
     assert parts.keys == whole.keys and np.array_equal(parts.features, whole.features) and whole.items == []
-    assert b.summarize(parts) == b.summarize(whole)
+    assert scored(b, parts) == scored(b, whole)
+    assert [row["key"] for row in whole.items] == whole.keys and parts.items == whole.items
 
 
 def test_the_reference_compared_with_itself_is_at_no_distance(real):
     b = bench(real, clip=None)
-    assert b.summarize(b.judge(pictures(40, 0), b.requests()))["fid"] == pytest.approx(0, abs=1e-7)
+    assert scored(b, b.judge(pictures(40, 0), b.requests()))["fid"] == pytest.approx(0, abs=1e-7)
 
 
 def test_requests_are_the_references_prompts(real):
@@ -163,7 +172,7 @@ def test_published_statistics_are_those_of_one_resizing(tmp_path, monkeypatch, j
         b.__dict__.pop("statistics", None)
         assert b.judge_name.startswith(f"{name}/{rules}, weights 0 + imagenet-256/")
     y = np.random.default_rng(1).normal(size=(50, 3))
-    values = b.summarize(Evidence(features=y, keys=[]))
+    values = scored(b, Evidence(features=y, keys=[str(i) for i in range(50)]))
     assert values == {"fid": pytest.approx(frechet(y, x), rel=1e-9)}  # no kernel distance without features
     assert [r.prompt for r in b.requests()[998:1002]] == ["998", "999", "0", "1"]
 
@@ -207,12 +216,22 @@ def test_coco_takes_the_first_caption_of_each_picture(tmp_path):
     assert len(references._coco(tmp_path / "a.zip", 1)) == 1
 
 
-def test_a_distance_to_moments_is_that_to_features():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(50, 4)), rng.normal(1, 2, size=(70, 4))
-    assert frechet_to(a, b.mean(0), np.cov(b, rowvar=False)) == pytest.approx(frechet(a, b), rel=1e-12)
-    with pytest.raises(ValueError, match="features of 4 numbers"):
-        frechet_to(a, np.zeros(3), np.eye(3))
+def test_the_command_keeps_the_share_of_each_picture(real, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    for i, p in enumerate(pictures(40, 1)):
+        Image.fromarray(p).save(tmp_path / "given" / f"{i}.png")
+    rows = [{"file": f"{i}.png", "key": f"k{i}"} for i in range(40)]
+    (tmp_path / "given" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = f"eval.benchmarks.fidelity={{reference: {real}, features: corners, clip: null}}"
+    assert twinbench("eval", "--images", "given", "--bench", "fidelity", *sets(settings)) == 0
+    (score,) = [json.loads(path.read_text()) for path in tmp_path.rglob("fidelity-nfe0.json")]
+    (items,) = [read_items(path) for path in tmp_path.rglob("fidelity-nfe0.items.jsonl.gz")]
+    for name in ("fid", "kid"):
+        told = score["metrics"][name]
+        assert told["n"] == 40 and told["value"] == pytest.approx(np.mean([row[name] for row in items]), rel=1e-12)
+        assert 0 < told["se"] < abs(np.std([row[name] for row in items]))
+    assert score["judges"][0] == {"judge": "corners", "rules": "1"}
 
 
 # ---- diversity ----

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +55,24 @@ def test_relations_are_the_official_ones():
 def test_iou_is_the_official_one():
     for row in load("geneval_geometry.json")["iou"]:
         assert geneval.iou(row["a"], row["b"]) == pytest.approx(row["iou"], abs=1e-6)
+
+
+def test_iou_is_of_float32_to_the_last_digit():
+    """The official lines, on the float32 numbers that its detector gives."""
+
+    def official(a, b):
+        def area(box):
+            return max(box[2] - box[0] + 1, 0) * max(box[3] - box[1] + 1, 0)
+
+        shared = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+        union = area(a) + area(b) - shared
+        return shared / union if union else 0
+
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 700, (200, 2, 2))
+    pairs = np.concatenate([corners, corners + rng.uniform(100, 400, (200, 2, 2))], 2).astype(np.float32)
+    for a, b in pairs:
+        assert geneval.iou(a.tolist(), b.tolist()) == float(official(a, b))
 
 
 def test_summary_is_the_official_one():

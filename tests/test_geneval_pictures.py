@@ -135,6 +135,15 @@ def test_judges_and_changed_rules_are_named(bench):
     assert bench.judge_name == "recorded/1 + colors/2 + threshold 0.2"
 
 
+def test_a_threshold_below_what_the_detector_tells_is_refused(bench, monkeypatch):
+    monkeypatch.setattr(Recorded, "floor", 0.05)
+    assert bench.judge_name == "recorded/1 + colors/2"
+    for name in ("threshold", "counting_threshold"):
+        bench.config = GenEvalConfig(**{name: 0.02})
+        with pytest.raises(UserError, match=rf"geneval\.{name} 0\.02 is below 0\.05, .*floor: 0\.02}}' lowers it"):
+            _ = bench.judge_name
+
+
 def test_rewritten_prompts_come_with_the_same_metadata(tmp_path, monkeypatch):
     monkeypatch.setenv("TWINBENCH_ASSETS", str(tmp_path))
     with pytest.raises(UserError, match="twinbench fetch geneval-rewritten"):

@@ -1,11 +1,10 @@
 """CLIP: colours as GenEval names them, scores, and the activation that the weights were trained with."""
 
-import json
-
 import numpy as np
 import open_clip
 import pytest
 import torch
+from judges_tiny import clip_file
 from tiny import load
 
 from twinbench.data.geneval import COLORS
@@ -15,22 +14,11 @@ from twinbench.judges.base import Found
 from twinbench.judges.clip import TEMPLATES, Clip, ClipColors, ClipSettings, ColorSettings, cutout
 
 CROPS = load("geneval_crops")["cases"]
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-VISION = {"image_size": 224, "layers": 1, "width": 16, "patch_size": 56, "head_width": 8}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A tiny CLIP known to open_clip with and without QuickGELU, and a file of random weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    for name, quick in (("tiny-clip-quickgelu", True), ("tiny-clip", False)):
-        config = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": quick}
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    path = folder / "weights.pt"
-    torch.save(open_clip.create_model("tiny-clip", pretrained=None).state_dict(), path)
-    return str(path)
+    return str(clip_file(tmp_path_factory.mktemp("clip")))
 
 
 def clip(weights, **settings):
@@ -120,6 +108,14 @@ def test_weights_are_looked_for_in_a_folder(weights, tmp_path, monkeypatch):
         _ = clip(str(tmp_path)).path
     (tmp_path / "open_clip_model.safetensors").touch()
     assert clip(str(tmp_path)).path.name == "open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize("content", [b"junk", b"\x80junk", b"\x80\x02.", b")R.", b""])
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "weights.pt"])
+def test_weights_that_are_none_are_damaged(weights, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} holds no tiny-clip-quickgelu or is damaged \(.+\)$"):
+        clip(str(tmp_path / name)).texts(["a dog"])
 
 
 def test_random_weights_fail_the_selftest(weights):

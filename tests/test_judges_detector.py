@@ -151,6 +151,13 @@ def test_a_checkpoint_holds_tensors_and_nothing_that_runs(tmp_path):
         mask2former.read(tmp_path / "nameless.pth")
 
 
+@pytest.mark.parametrize("content", [b"junk", b"\x80junk", b"\x80\x02.", b")R.", b""])
+def test_a_checkpoint_that_is_none_is_damaged(tmp_path, content):
+    (tmp_path / "junk.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"junk\.pth holds more than tensors or is damaged"):
+        mask2former.read(tmp_path / "junk.pth")
+
+
 class Runs:
     def __reduce__(self):
         return (open, ("ran", "w"))

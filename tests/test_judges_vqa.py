@@ -1,46 +1,23 @@
-"""Questions about pictures: BLIP, Qwen2.5-VL, and a program in another environment."""
+"""Questions about pictures: BLIP and Qwen2.5-VL; a program in another environment is `test_judges_external`."""
 
-import sys
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from judges_tiny import scene
+from judges_tiny import VOCABULARY, blip_folder, scene
 
 from twinbench.errors import UserError, WorkError
-from twinbench.judges import external, known
-from twinbench.judges.external import ExternalSettings, ExternalVQA
 from twinbench.judges.vqa import BlipSettings, BlipVQA, QwenSettings, QwenVL, plain
 
-WORDS = sorted({word for _, question, _ in known.QUESTIONS for word in question.strip("?").lower().split()})
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "?", *WORDS]
 PICTURES = [scene(40, 40), scene(60, 40), scene(40, 40), np.ascontiguousarray(scene(40, 40)[::-1])]
 QUESTIONS = ["Is the circle red?", "Is there a flower in the picture?", "Is there a person?", "Is the circle red?"]
 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory):
-    from transformers import (
-        BertTokenizerFast,
-        BlipConfig,
-        BlipForQuestionAnswering,
-        BlipImageProcessor,
-        BlipProcessor,
-    )
-
-    folder = tmp_path_factory.mktemp("blip")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "sep_token_id": 3}
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BlipConfig(
-        text_config={**sizes, **ids, "vocab_size": len(VOCABULARY), "encoder_hidden_size": 16},
-        vision_config={**sizes, "image_size": 32, "patch_size": 16},
-    )
-    torch.manual_seed(0)
-    BlipForQuestionAnswering(config).save_pretrained(folder)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return str(folder)
+    return str(blip_folder(tmp_path_factory.mktemp("blip")))
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +142,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         BlipVQA(BlipSettings(weights=str(tmp_path))).network  # noqa: B018
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_model_that_is_cut_off_is_damaged(blip, tmp_path, share):
+    folder = Path(shutil.copytree(blip, tmp_path / "cut"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"cut is no BlipForQuestionAnswering or is damaged \(.+\)$"):
+        BlipVQA(BlipSettings(weights=str(folder))).network  # noqa: B018
+
+
 @pytest.mark.parametrize(
     "reply, told",
     [("yes", "yes"), ("Yes.", "yes"), (" No, there is none", "no"), ("none", "none"), ("yesterday", "yesterday"),
@@ -172,85 +158,3 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 )  # fmt: skip
 def test_a_plain_yes_or_no_is_told_as_such(reply, told):
     assert plain(reply) == told
-
-
-# ---- another environment ----
-
-SERVER = """
-import base64, io, json, sys
-from PIL import Image
-mode = sys.argv[1]
-if mode == "mute":
-    import time; time.sleep(60)
-hello = {"name": "colour", "version": "1.5", "weights": "ab" * 32}
-print(json.dumps({"hi": 1} if mode == "rude" else hello), flush=True)
-held = []
-for line in sys.stdin:
-    ask = json.loads(line)
-    red, _, blue = Image.open(io.BytesIO(base64.b64decode(ask["png"]))).getpixel((128, 128))
-    said = ["yes" if ("red" in q) == (red > blue) else "no" for q in ask["questions"]]
-    if mode == "dies":
-        sys.exit(3)
-    if mode == "closes":
-        import os, time
-        os.close(1); time.sleep(60)
-    if mode == "fails":
-        print(json.dumps({"id": ask["id"], "error": "out of memory"}), flush=True)
-    elif mode == "short":
-        print(json.dumps({"id": ask["id"] + 7, "answers": said}), flush=True)
-    elif mode == "late":  # answers every second line, the newer one first
-        held.append(json.dumps({"id": ask["id"], "answers": said}))
-        if len(held) == 2:
-            print(held.pop(), flush=True); print(held.pop(), flush=True)
-    else:
-        print(json.dumps({"id": ask["id"], "answers": said}), flush=True)
-"""
-
-
-@pytest.fixture
-def program(tmp_path):
-    (tmp_path / "serve.py").write_text(SERVER)
-    started = []
-
-    def start(mode, **settings):
-        command = [sys.executable, str(tmp_path / "serve.py"), mode]
-        started.append(ExternalVQA(ExternalSettings(command=command, **settings)))
-        return started[-1]
-
-    yield start
-    for judge in started:
-        judge.close()
-
-
-def test_a_program_answers_over_its_standard_streams(program):
-    red, blue = known.disc("red")[0], known.disc("blue")[0]
-    questions = ["Is it red?", "Is it blue?", "Is it red?", "Is it blue?"]
-    for mode, batch in (("good", 8), ("good", 1), ("late", 2)):
-        judge = program(mode, batch=batch)
-        assert judge.answers([red, red, blue, blue], questions) == ["yes", "no", "no", "yes"]
-        assert judge.answers([blue, red], questions[:2]) == ["no", "no"]
-    assert judge.version == "colour 1.5, weights abababababab" and judge.identity["name"] == "colour"
-
-
-@pytest.mark.parametrize(
-    "mode, message",
-    [("dies", "ended with exit code 3"), ("fails", "failed: out of memory"), ("short", 'answered {"id": 7'),
-     ("rude", "did not say its name, version and weights"), ("mute", "said nothing for 0.5 s"),
-     ("closes", f"external-vqa: {sys.executable} closed its input or output, and did not end")],
-)  # fmt: skip
-def test_a_program_that_fails_stops_the_work(program, mode, message, monkeypatch):
-    monkeypatch.setattr(external, "GRACE", 0.5)
-    judge = program(mode, timeout=0.5 if mode == "mute" else 60)
-    with pytest.raises(WorkError) as error:
-        judge.answers([known.disc("red")[0]], ["Is it red?"])
-    assert message in str(error.value)
-
-
-def test_a_program_that_guesses_fails_the_selftest(program):
-    with pytest.raises(WorkError, match=r"external-vqa .* fails its self-test"):
-        program("good").selftest()
-
-
-def test_a_program_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="cannot start /no/such/python"):
-        _ = ExternalVQA(ExternalSettings(command=["/no/such/python"])).version

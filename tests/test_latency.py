@@ -8,10 +8,13 @@ import time
 
 import pytest
 import torch
+from test_results import RUN, SCORE
 
+from twinbench import results
 from twinbench.backbones.tiny import tiny
 from twinbench.benchmarks import latency
 from twinbench.benchmarks.latency import Timing, measure, metrics, sweep
+from twinbench.errors import UserError
 from twinbench.evaluating import speed
 from twinbench.report import page
 from twinbench.report.summary import summarize
@@ -52,6 +55,7 @@ def test_latency_and_throughput_of_known_work(clock):
     values = metrics(timings, nfe=2)
     assert values["latency"] == pytest.approx(29) and values["evaluation"] == pytest.approx(12)
     assert values["best_batch"] == 16 and values["throughput"] == pytest.approx(16 / 0.089)
+    assert values["throughput_1"] == pytest.approx(1 / 0.029)
 
 
 def test_the_sweep_ends_where_a_batch_is_slower_or_memory_ends(clock):
@@ -100,7 +104,24 @@ def test_the_command_writes_scores_that_the_report_shows(tmp_path):
     assert [t["batch"] for t in score["timings"]][:2] == [1, 2] and score["nfe"] == score["nfe_counted"] == 2
     assert score["metrics"]["latency"]["value"] == pytest.approx(1000 * score["timings"][0]["seconds"])
     assert "float32, torch" in score["judge"]
-    assert "latency: throughput" in page.text("md", *summarize(tmp_path / "results"))
+    boards, costs = summarize(tmp_path / "results")
+    shown = page.text("md", boards, costs)
+    assert all(f"latency: {name}" in shown for name in ("throughput", "throughput_1", "best_batch"))
+    (board,) = boards
+    assert board.cells["throughput_1"]["flow-matching", 2].value == pytest.approx(1 / score["timings"][0]["seconds"])
+    table = shown.partition("latency: best_batch")[2].partition("###")[0]
+    assert f"{score['metrics']['best_batch']['value']:.0f}" in table.split() and "better" not in table
+
+
+def test_the_best_batch_is_no_contest(tmp_path):
+    for label, batch in (("a", 4.0), ("b", 8.0)):
+        folder = tmp_path / "tiny" / f"{label}-0"
+        values = {"throughput": 9.0 + batch, "throughput_1": 3.0, "best_batch": batch}
+        results.write_json(folder / "run.json", {**RUN, "label": label, "fingerprint": label, "group": label})
+        told = {name: {"value": value, "se": None, "n": 1} for name, value in values.items()}
+        results.write_json(folder / "latency-nfe1.json", {**SCORE, "benchmark": "latency", "metrics": told})
+    (board,) = summarize(tmp_path)[0]
+    assert board.comparisons["best_batch"] == [] and len(board.comparisons["throughput"]) == 1
 
 
 def test_a_pipeline_is_timed_whole_and_in_its_network(tmp_path):
@@ -113,3 +134,10 @@ def test_a_pipeline_is_timed_whole_and_in_its_network(tmp_path):
     assert (one["batch"], two["batch"]) == (1, 2) and 0 < one["network"] < one["seconds"]
     assert score["metrics"]["evaluation"]["value"] == pytest.approx(1000 * one["network"] / 2)
     assert not (tmp_path / "runs").exists()  # nothing is stored
+    assert score["drawn"] == {"height": 32, "width": 32, "dtype": "float32"}
+    other = speed.of_pipeline(str(pipeline), StepOptions([2], (), 1.0), "small", 64, tmp_path / "runs")
+    with pytest.raises(
+        UserError, match=r"latency-nfe2\.json is of other settings \(dtype float32, guidance 1\.0, height 32"
+    ):
+        list(speed.time(other, tmp_path / "results", most=1))
+    assert json.loads(path.read_text()) == score

@@ -17,6 +17,7 @@ from twinbench import plugins
 ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "twinbench").rglob("*.py"))
 LONGEST = 270  # lines of a file
+MAPPED = {"baselines": "baselines", "recipes": "recipes", "published": "results"}  # packages that lie elsewhere
 
 
 def tracked():
@@ -38,7 +39,7 @@ def built(tmp_path_factory, tree):
     """A wheel and a source archive, built from a copy of the checkout."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in tree:
-        if not name.startswith(("runs/", "docs/", "results/")):
+        if not name.startswith(("runs/", "docs/", "results/")) or name == "results/published.csv":
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
     call = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--wheel", "--outdir", str(out), str(source)]
@@ -53,6 +54,8 @@ def installed_name(name):
     folder = name.partition("/")[0]
     if folder in ("baselines", "recipes") and name.endswith((".py", ".yaml")):
         return f"twinbench/{name}"
+    if name == "results/published.csv":
+        return "twinbench/published/published.csv"
     if name.startswith("twinbench/weights/") or (folder == "twinbench" and name.endswith((".py", ".j2"))):
         return name
     return None
@@ -105,6 +108,8 @@ def test_the_wheel_runs_from_where_it_is_unpacked(built, tmp_path):
     code = (
         "import twinbench, twinbench.baselines, sys; from twinbench import cli\n"
         "assert twinbench.__file__.startswith(sys.argv[1]) and twinbench.baselines.__file__.startswith(sys.argv[1])\n"
+        "from pathlib import Path; from twinbench.report import published\n"
+        "assert len(published.read(published.place(Path('none'), 'published'))) == 437\n"
         "sys.argv = ['twinbench', 'show', 'moons', 'rcgm']; cli.main()\n"
     )
     call = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}", str(tmp_path)]
@@ -117,7 +122,7 @@ def test_the_source_archive_builds_the_same_wheel(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     with zipfile.ZipFile(built[0]) as wheel:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    back = {"twinbench/baselines/": "baselines/", "twinbench/recipes/": "recipes/"}
+    back = {f"twinbench/{to}/": f"{at}/" for to, at in MAPPED.items()}
     for name in packed:
         source = next((to + name.removeprefix(at) for at, to in back.items() if name.startswith(at)), name)
         assert source in names, source
@@ -177,7 +182,7 @@ def test_every_package_is_declared():
 
     declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     real = {".".join(p.parent.relative_to(ROOT).parts) for p in CORE if p.name == "__init__.py"}
-    assert declared == real | {"twinbench.baselines", "twinbench.recipes"}
+    assert declared == real | {f"twinbench.{name}" for name in MAPPED}
 
 
 def test_no_file_is_too_long_to_read():

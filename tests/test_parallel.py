@@ -246,8 +246,9 @@ def in_one_piece(trainer):
 # ---- torchrun ----
 
 
-def torchrun(runs, *settings):
-    words = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+def torchrun(runs, *settings, restarts=0):
+    words = ["torch.distributed.run", "--nproc-per-node", "2"]
+    words += ["--standalone", "--max-restarts", str(restarts)] if restarts else ["--master-port", str(free_port())]
     words += ["-m", "twinbench", "train", "dmd", "--recipe", "moons", "--runs", str(runs), *sets(*settings)]
     return subprocess.Popen([sys.executable, "-m", *words], stdout=-1, stderr=-1, text=True, env=THREADS)
 
@@ -279,6 +280,18 @@ def test_a_lost_process_ends_all_and_the_same_command_goes_on(tmp_path, aside):
     (other,) = (tmp_path / "whole").glob("*/*/")
     assert folder.name == other.name and log_of(folder) == log_of(other)
     assert (folder / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+
+
+def test_torchrun_starts_a_lost_training_again(tmp_path):
+    settings = [*MOONS, "train.budget=14", "methods.dmd.critic_steps=1"]
+    run = torchrun(tmp_path / "killed", *settings, restarts=2)
+    while not [*(tmp_path / "killed").glob("*/*/checkpoints/step-00000004")] and run.poll() is None:
+        time.sleep(0.01)
+    os.kill(children(run.pid)[0], signal.SIGKILL)
+    assert run.wait(timeout=180) == 0
+    together(partial(train, resolved("moons", "dmd", *settings), tmp_path / "whole", last=lambda trainer: None))
+    again, whole_run = (next((tmp_path / n).glob("*/*/weights.safetensors")) for n in ("killed", "whole"))
+    assert again.read_bytes() == whole_run.read_bytes()
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused():

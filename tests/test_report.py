@@ -6,12 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from small import twinbench
 from test_results import RUN, SCORE
 
 from twinbench import results
-from twinbench.report import page, summary
+from twinbench.benchmarks.fidelity_pictures import PictureFidelity
+from twinbench.judges.distances import frechet, frechet_rows, kernel_distance, kernel_rows
+from twinbench.report import page, summary, tables
 from twinbench.report.plots import FIGURES, _curves
-from twinbench.report.tables import NONE
+from twinbench.report.table import NONE
 from twinbench.statistics import Metric
 
 METRICS = {
@@ -85,7 +88,50 @@ def test_the_main_table_in_markdown(tmp_path):
     assert "\n".join(squeezed(GOLDEN.replace("?", NONE))) in "\n".join(squeezed(got))
     assert "| twinflow | 0.90 |" in "\n".join(squeezed(got))  # relative to the teacher
     assert "higher is better; judged by shapes, version 1; images: " in got
-    assert "; mean over seeds [95 % interval over prompts and seeds]" in got
+    assert "; one seed each: [95 % interval over prompts alone]" in got and "prompts and seeds]" not in got
+
+
+def test_a_row_of_one_seed_beside_others_of_three_is_named(tmp_path):
+    for seed in range(3):
+        write(tmp_path, "a", 10 + seed, seed=seed)
+        write(tmp_path, "c", 5, seed=seed)
+    write(tmp_path, "c", 5, nfe=2)
+    write(tmp_path, "b", 15, seed=0)
+    (board,) = summary.summarize(tmp_path, metrics_of=metrics_of)[0]
+    main, (compared,) = tables.main_table(board, board.headlines[0]), tables.comparison_tables(board)
+    assert "; one seed (b, c at NFE 2): [95 % interval over prompts alone]; mean over seeds [95 %" in main.caption
+    assert compared.caption.endswith("; one seed (b): no interval holds the spread over seeds")
+    first, *_ = json.loads(render(tmp_path, "json"))["comparisons"]
+    assert (first["label"], first["other"], first["seeds"]) == ("b", "a", [1, 3])
+    for seed in (1, 2):
+        write(tmp_path, "b", 15, seed=seed)
+    (compared,) = [
+        t for t in tables.tables(*summary.summarize(tmp_path, metrics_of=metrics_of))["tiny"] if "next" in t.header
+    ]
+    assert "one seed" not in compared.caption
+
+
+def test_a_claimed_difference_has_the_prompts_that_it_needs(tmp_path):
+    write(tmp_path, "a", 15)
+    write(tmp_path, "b", 10)
+    (board,), _ = summary.summarize(tmp_path, claim=0.05, metrics_of=metrics_of)
+    (c,) = board.comparisons["overall"]
+    assert c.value == pytest.approx(0.25) and c.claimed == pytest.approx(c.needed * 25, rel=0.05)  # as the square
+    (row,) = [line for line in squeezed(md(tmp_path, claim=0.05)) if line.startswith("| overall | 1 | a | b")]
+    assert row.endswith(f"| {c.needed:,.0f} (40) | {c.claimed:,.0f} (40) |")
+    told = json.loads(render(tmp_path, "json", claim=0.05))["comparisons"][0]
+    assert (told["claim"], told["needed_for_claim"]) == (0.05, c.claimed)
+    assert "| for 0.05 |" in "\n".join(squeezed(md(tmp_path, claim=0.05))) and "for 0.05" not in md(tmp_path)
+    assert "claim" not in render(tmp_path, "json")
+    same = json.loads(render(tmp_path, "json", claim=0.25))["comparisons"][0]
+    assert same["needed_for_claim"] == pytest.approx(same["needed"], abs=1)
+
+
+@pytest.mark.parametrize("claim", ["0", "-1", "nan", "inf"])
+def test_a_claim_is_more_than_nothing(claim, tmp_path, capsys):
+    write(tmp_path, "a", 15)
+    assert twinbench("report", "--results", tmp_path, "--claim", claim) == 2
+    assert "a difference is more than 0, as in --claim 0.01" in capsys.readouterr().err
 
 
 def test_bold_needs_an_interval_that_excludes_the_runner_up(tmp_path):
@@ -195,6 +241,40 @@ def test_the_lower_distance_is_bold_only_where_features_prove_it(tmp_path):
     got = md(tmp_path)
     assert "**0.75**" in got and got.count("**") == 2
     assert "lower is better" in got
+
+
+def test_distances_of_pictures_are_compared_by_the_share_of_each_picture(tmp_path):
+    """As any score of rows; rows that an older version wrote have no share, and no interval."""
+    rng = np.random.default_rng(0)
+    base, real = rng.normal(size=(60, 3)), rng.normal(size=(80, 3))
+    metrics, runs = PictureFidelity.metrics, {"near": base + 0.5, "far": base + 2.0}
+
+    def put(label, shares):
+        folder, items = (
+            tmp_path / "tiny" / f"{label}-0",
+            [{"key": str(i), "copy": 0, "split": "evaluation"} for i in range(60)],
+        )
+        for name, values in shares.items():
+            items = [{**item, name: value} for item, value in zip(items, values, strict=True)]
+        values = {"fid": frechet(runs[label], real), "kid": kernel_distance(runs[label], real)}
+        results.write_json(folder / "run.json", {**RUN, "label": label, "fingerprint": label, "group": label})
+        told = {name: {"value": value, "se": None, "n": 60} for name, value in values.items()}
+        results.write_json(folder / "fidelity-nfe1.json", {**SCORE, "benchmark": "fidelity", "metrics": told})
+        results.write_items(folder / "fidelity-nfe1.items.jsonl.gz", items)
+
+    for label in runs:
+        put(label, {})
+    (board,) = summary.summarize(tmp_path, metrics_of=lambda *_: metrics)[0]
+    assert board.comparisons["fid"][0].difference is None and board.cells["fid"]["near", 1].value > 0
+    for label, x in runs.items():
+        put(label, {"fid": frechet_rows(x, real.mean(0), np.cov(real, rowvar=False)), "kid": kernel_rows(x, real)})
+    (board,) = summary.summarize(tmp_path, metrics_of=lambda *_: metrics)[0]
+    for name in ("fid", "kid"):
+        (c,) = board.comparisons[name]
+        assert (c.row, c.other, c.real, c.prompts) == ("near", "far", True, 60) and c.needed < 20
+        cell = board.cells[name]["near", 1]
+        assert cell.low < cell.value < cell.high and cell.best
+        assert c.p_holm == c.difference.p < 0.01
 
 
 def test_two_settings_under_one_label_are_two_rows(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinbench.judges.distances import frechet, frechet_draws, kernel_distance
+from twinbench.judges.distances import frechet, frechet_draws, frechet_rows, kernel_distance, kernel_rows
 from twinbench.statistics import (
     DRAWS,
     Metric,
@@ -279,6 +279,52 @@ def test_frechet_draws_of_two_methods_are_paired():
     order = rng.permutation(200)  # the order of rows is of no account
     same = frechet_draws(near[order], [keys[i] for i in order], reference, draws=50)
     assert same == pytest.approx(frechet_draws(near, keys, reference, draws=50), abs=1e-10)
+
+
+def test_a_distance_is_the_mean_of_what_its_rows_say():
+    for n, d in ((50, 4), (10, 24)):  # and with fewer rows than numbers
+        a, b = features(n=n, d=d)
+        rows = frechet_rows(a, b.mean(0), np.cov(b, rowvar=False))
+        assert rows.mean() == pytest.approx(frechet(a, b), rel=1e-6) and len(rows) == n
+        assert kernel_rows(a, b).mean() == pytest.approx(kernel_distance(a, b), rel=1e-12)
+    with pytest.raises(ValueError, match="features of 24 numbers"):
+        frechet_rows(a, np.zeros(3), np.eye(3))
+
+
+def test_a_row_leaves_the_distance_by_what_its_own_weight_does():
+    """To first order: one row more of 6,000."""
+    a, b = features(n=300, d=3)
+    told, many = frechet_rows(a, b.mean(0), np.cov(b, rowvar=False))[:10], np.repeat(a, 20, 0)
+    moved = len(many) * np.array([frechet(np.concatenate([many, a[i : i + 1]]), b) for i in range(10)])
+    assert np.abs((told - told.mean()) - (moved - moved.mean())).max() < 0.02 * told.std()
+
+
+def test_a_row_says_its_own_kernels():
+    a, b = features(n=30, d=3)
+    told, mean = kernel_rows(a, b), np.array([((np.delete(a, i, 0) @ x / 3 + 1) ** 3).mean() for i, x in enumerate(a)])
+    moved = 2 * mean - 2 * np.array([((b @ x / 3 + 1) ** 3).mean() for x in a])
+    assert told - told.mean() == pytest.approx(moved - moved.mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("n, d", [(200, 6), (40, 60)])
+def test_the_spread_of_a_difference_by_rows_is_that_over_new_samples(n, d):
+    """Also with fewer pictures than numbers, as of 1,000 pictures in Inception's features."""
+    rng, scale = np.random.default_rng(0), np.arange(1, d + 1) ** -0.7
+    mean, covariance = np.zeros(d), np.diag(scale**2)
+    keys = [str(i) for i in range(n)]
+
+    def pair():
+        base, *own = rng.normal(size=(3, n, d)) * scale
+        return (0.95 * base + 0.25 * own[0] + 0.15 * scale, 0.9 * base + 0.2 * own[1])
+
+    def by_rows():
+        a, b = (frechet_rows(x, mean, covariance) for x in pair())
+        told = [[{"key": k, "score": v} for k, v in zip(keys, x, strict=True)] for x in (a, b)]
+        draws = bootstrap(Metric("score"), told, draws=1000)
+        return (draws[:, 0] - draws[:, 1]).std()
+
+    true = np.std([np.subtract(*(frechet_rows(x, mean, covariance).mean() for x in pair())) for _ in range(200)])
+    assert np.mean([by_rows() for _ in range(10)]) == pytest.approx(true, rel=0.15)
 
 
 # ---- sample size -----------------------------------------------------------------------------------------------------

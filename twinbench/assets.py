@@ -169,6 +169,10 @@ def path(name: str, which: int = 0) -> Path:
     return found
 
 
+def here(name: str) -> bool:
+    return all((root() / file.path).is_file() for file in asset(name).files)
+
+
 def fetch(name: str, copy: Path | None = None) -> Iterator[Progress]:
     """Get the asset's files, from a local file or folder if `copy` is given; yields (file, bytes done, bytes in all).
 
@@ -181,7 +185,7 @@ def fetch(name: str, copy: Path | None = None) -> Iterator[Progress]:
         target = root() / file.path
         known = lock.known(file)
         if copy is not None:
-            _take(_source(copy, file), target, known)
+            _take(_source(copy, file), target, known, pinned=bool(file.sha256))
         elif not target.is_file():
             yield from download(known.url, target, known.sha256, known.size)
         elif problem := wrong(target, known):
@@ -202,9 +206,10 @@ def _source(copy: Path, file: File) -> Path:
     raise UserError(f"no {Path(file.path).name} at {copy}; name the file, or a folder that holds it")
 
 
-def _take(source: Path, target: Path, known: File) -> None:
+def _take(source: Path, target: Path, known: File, pinned: bool) -> None:
     if problem := wrong(source, known):
-        raise UserError(f"{source}: {problem}; it is not the published file")
+        recorded = f"it is not the file that {root() / LOCK} recorded first; to take another one, delete its entry"
+        raise UserError(f"{source}: {problem}; {'it is not the published file' if pinned else recorded}")
     if source.resolve() != target.resolve():
         with source.open("rb") as file:
             files.replace(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))

@@ -100,6 +100,17 @@ def _told(error: Exception | None, rank: int) -> tuple[type[Exception], str] | N
 ALONE = Ranks()
 
 
+def meeting(patience: timedelta) -> tuple[Any, int, int]:
+    """Where the processes that torchrun started meet: a store, this one's rank, and how many they are. torchrun keeps
+    its store when it starts them again (--max-restarts), with the addresses of those that are gone: so every attempt
+    has names of its own."""
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, size
+
+
 @contextmanager
 def together() -> Iterator[Ranks]:
     """The processes that torchrun started (by RANK and WORLD_SIZE), each on its own GPU if there are any; or this one
@@ -110,11 +121,10 @@ def together() -> Iterator[Ranks]:
         return
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    store, rank, size = meeting(PATIENCE)
     store.set_timeout(PATIENCE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:

@@ -65,8 +65,9 @@ def evaluate(metric: Metric, items: Items) -> float:
 
 
 def keys(metric: Metric, items: Items) -> frozenset[str]:
-    """The keys of the rows that the metric reads."""
-    return frozenset(row["key"] for row in _matching(metric, items))
+    """The keys of the rows that the metric reads; none of rows that an older version wrote, without its column."""
+    rows = list(_matching(metric, items))
+    return frozenset(row["key"] for row in rows) if all(metric.column in row for row in rows) else frozenset()
 
 
 def standard_error(metric: Metric, items: Items, draws: int = DRAWS, seed: int = 0) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from twinbench.data.base import Request, World
 from twinbench.errors import UserError, WorkError
-from twinbench.judges.base import Pictures, asked_as
+from twinbench.judges.base import Pictures, asked_as, identity_of
 from twinbench.judges.base import judge as judge_of
 from twinbench.sections import Named
 from twinbench.settings import Strict
@@ -105,14 +105,19 @@ class Benchmark(ABC):
     def judge_name(self) -> str:
         """Who judges, with a version or hash: results of different judges never share a table."""
 
+    @property
+    def judges(self) -> list[dict[str, str]]:
+        """The same, whole: the identity of each; by default of those that the settings name."""
+        return [identity_of(setting.made()) for _, setting in self.config if isinstance(setting, Judging)]
+
     @abstractmethod
     def judge(self, samples: Any, requests: Sequence[Request]) -> Evidence:
         """samples: one a request, of a world as `World.pixels` gives them (Tensor [n, ...]), else Pictures.
 
         Raises WorkError where a picture is missing: nothing is left out."""
 
-    def settle(self, items: Sequence[Item]) -> None:
-        """Set what a row says of the other rows of its prompt, after some of them changed; by default nothing."""
+    def settle(self, evidence: Evidence) -> None:
+        """Set what a row says of the other rows, once all are there; by default nothing."""
         return
 
     def summarize(self, evidence: Evidence) -> dict[str, float]:

@@ -27,6 +27,10 @@ class Diversity(Benchmark):
     def judge_name(self) -> str:
         return features_of(self.world).name
 
+    @property
+    def judges(self) -> list[dict[str, str]]:
+        return [features_of(self.world).identity]
+
     def judge(self, samples: Tensor, requests: Sequence[Request]) -> Evidence:
         features = features_of(self.world)(samples)
         groups: dict[str, list[int]] = {}

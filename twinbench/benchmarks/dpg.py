@@ -2,7 +2,8 @@
 
 Hu et al. 2024 (arXiv 2403.05135; github.com/TencentQQGYLab/ELLA at 3c228f1, `dpg_bench/compute_dpg_bench.py`). A
 picture's score is the share of its prompt's questions answered exactly "yes", where a question also counts as "no" once
-a question that it depends on does; the score is the mean over pictures, then over prompts, times 100.
+a question that it depends on does, in the table's order: one that stands before its parent is judged by that one's own
+answer, and not by what the parent depends on. The score is the mean over pictures, then over prompts, times 100.
 
 The official program departs from that in three places, which `protocol="official"` reproduces and "corrected" mends:
 
@@ -74,21 +75,22 @@ def score(
     official = protocol == "official"
     table = _official_table(questions) if official else whole_table(questions)
     per_item: dict[str, float] = {}
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     by_category: dict[str, list[float]] = {}
     for item, pictures in answers.items():
         try:
             value, judged = _item(table[item], pictures, official)
         except (KeyError, ZeroDivisionError) as error:
+            failed[item] = f"{error} is missing" if isinstance(error, KeyError) else "it has no pictures"
             if not official:
-                raise ValueError(f"item {item!r} cannot be scored: {error} is missing") from None
-            failed.append(item)
+                raise ValueError(f"item {item!r} cannot be scored: {failed[item]}") from None
             continue
         per_item[item] = value
         for category, values in judged:
             by_category.setdefault(category, []).extend(values)
     if not per_item:
-        raise ValueError("no item could be scored: are these the answers to this table's questions?")
+        told = [f"of {item!r}, {why}" for item, why in failed.items()] or ["there are no answers"]
+        raise ValueError(f"no item could be scored: {told[0]}")
     broad: dict[str, list[float]] = {}
     for category, values in by_category.items():
         broad.setdefault(category.split("-")[0].strip(), []).extend(values)
@@ -97,7 +99,7 @@ def score(
         "l1": {name: _mean(values) * 100 for name, values in broad.items()},
         "l2": {name: _mean(values) * 100 for name, values in by_category.items()},
         "per_item": per_item,
-        "failed_items": failed,
+        "failed_items": list(failed),
         "unanswered_items": [item for item in table if item not in answers],
     }
 

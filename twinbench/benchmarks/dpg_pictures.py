@@ -6,6 +6,7 @@ The published numbers were answered by mPLUG; another judge gives other numbers,
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,15 @@ class DPGConfig(Strict):
     batch: int = Field(16, ge=1, description="pictures held at once")
 
 
+def _check(row: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a row that is cut off, or with anything but numbers where they belong."""
+    if lacking := [name for name in COLUMNS if row[name] is None or (name != "text" and not row[name])]:
+        raise UserError(f"{where} has no {lacking[0]}; twinbench fetch dpg gets the whole table")
+    for name, numbers in (("proposition_id", [row["proposition_id"]]), ("dependency", row["dependency"].split(","))):
+        if not all(re.fullmatch(r"\s*\d+\s*", number) for number in numbers):
+            raise UserError(f"{where}: {name} is whole numbers, 0 for a dependency on nothing, not {row[name]!r}")
+
+
 class DPG(Benchmark):
     """DPG-Bench on pictures of any model, in points of 100: `corrected` and `official`, and each by category.
 
@@ -57,16 +67,15 @@ class DPG(Benchmark):
             raise UserError(f"DPG-Bench's questions {place} do not exist; twinbench fetch dpg gets them")
         try:
             with place.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
+                told = csv.DictReader(file)
+                rows = [(told.line_num, row) for row in told]
         except (csv.Error, ValueError):
             rows = []
-        if not rows or not set(COLUMNS) <= set(rows[0]):
+        if not rows or not set(COLUMNS) <= set(rows[0][1]):
             raise UserError(f"{place} is not DPG-Bench's table of questions: it needs the columns {', '.join(COLUMNS)}")
-        try:
-            whole_table(rows)
-        except ValueError as error:
-            raise UserError(f"{place}: proposition_id and dependency are whole numbers ({error})") from None
-        return rows
+        for number, row in rows:
+            _check(row, f"{place}, line {number}")
+        return [row for _, row in rows]
 
     def requests(self, limit: int | None = None) -> list[Request]:
         if self.prompts != "evaluation":

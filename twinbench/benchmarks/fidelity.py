@@ -25,6 +25,10 @@ class Fidelity(Benchmark):
     def judge_name(self) -> str:
         return features_of(self.world).name
 
+    @property
+    def judges(self) -> list[dict[str, str]]:
+        return [features_of(self.world).identity]
+
     def judge(self, samples: Tensor, requests: Sequence[Request]) -> Evidence:
         assert self.world is not None  # of pictures of any model, it is benchmarks.fidelity_pictures
         features = features_of(self.world)

@@ -2,6 +2,7 @@
 
 The judge's name tells the features, their resizing and the reference with its sha256; n is the number of pictures. An
 FID is biased by about 1 / n and belongs to one tool: only equal n, resizing and reference compare. KID is unbiased.
+Both belong to the whole set; a row keeps its picture's share of them, which can be resampled like any other score.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from twinbench.benchmarks.base import Benchmark, Chosen, Evidence, Judging, batc
 from twinbench.data.base import Request
 from twinbench.errors import UserError
 from twinbench.judges.base import Features, Similarity
-from twinbench.judges.distances import frechet_to, kernel_distance
+from twinbench.judges.distances import frechet_rows, kernel_rows
 from twinbench.settings import REQUIRED, Strict
-from twinbench.statistics import Metric
+from twinbench.statistics import Metric, evaluate
 
 
 class FidelityConfig(Strict):
@@ -36,7 +37,7 @@ class PictureFidelity(Benchmark):
 
     name = "fidelity"
     Config = FidelityConfig
-    metrics: ClassVar = {"clip": Metric("clip", stratum="split")}
+    metrics: ClassVar = {name: Metric(name, stratum="split") for name in ("fid", "kid", "clip")}
 
     @property
     def reference(self) -> str:
@@ -71,10 +72,19 @@ class PictureFidelity(Benchmark):
         judges = [judge for judge in (self.encoder, self.clip) if judge]
         return f"{identity(*judges)} + {references.title(self.reference)}/{self.statistics.sha256[:12]}"
 
+    @property
+    def judges(self) -> list[dict[str, str]]:
+        return [*super().judges, {"reference": references.title(self.reference), "sha256": self.statistics.sha256}]
+
     def requests(self, limit: int | None = None) -> list[Request]:
         if self.prompts != "evaluation":
             raise UserError(
                 f"{self.name} has no {self.prompts} prompts; it is there to compare, not to choose settings"
+            )
+        if self.config.clip and self.reference in references.PUBLISHED:
+            raise UserError(
+                f"reference {self.reference} is of classes, which have no words for CLIP: "
+                "--set eval.benchmarks.fidelity.clip=null"
             )
         return limited(references.requests(self.reference, self.config.images), limit)
 
@@ -87,10 +97,19 @@ class PictureFidelity(Benchmark):
                 items += [{**row_of(r), "clip": 100 * float(x)} for r, x in zip(part, cosines, strict=True)]
         return Evidence(items, np.concatenate(parts), [r.key for r in requests])
 
-    def summarize(self, evidence: Evidence) -> dict[str, float]:
+    def settle(self, evidence: Evidence) -> None:
+        """`fid` and `kid` of every row, whose means are the distances of the set."""
         x, real = evidence.features, self.statistics
         assert x is not None
-        values = {"fid": frechet_to(x, real.mean, real.covariance)}
+        if not evidence.items:  # nobody asked for the CLIP score
+            evidence.items.extend({"key": key, "copy": 0, "split": "evaluation"} for key in evidence.keys)
+        shares = {"fid": frechet_rows(x, real.mean, real.covariance)}
         if real.features is not None:
-            values["kid"] = kernel_distance(x, real.features)
-        return {**values, **super().summarize(evidence)}
+            shares["kid"] = kernel_rows(x, real.features)
+        for name, values in shares.items():
+            for item, value in zip(evidence.items, values.tolist(), strict=True):
+                item[name] = value
+
+    def summarize(self, evidence: Evidence) -> dict[str, float]:
+        told = [name for name in self.metrics if evidence.items and name in evidence.items[0]]
+        return {name: evaluate(self.metrics[name], evidence.items) for name in told}

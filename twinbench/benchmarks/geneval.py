@@ -41,14 +41,16 @@ def relation(a: Sequence[float], b: Sequence[float], threshold: float = 0.1) -> 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union with sizes that count one pixel more, as GenEval's suppression does; 0 if both are
-    empty."""
+    empty. In float32, whose last digit may decide."""
+    first, second = np.asarray(a, np.float32), np.asarray(b, np.float32)
 
-    def area(x0: float, y0: float, x1: float, y1: float) -> float:
-        return max(x1 - x0 + 1, 0) * max(y1 - y0 + 1, 0)
+    def area(start: Any, end: Any) -> np.float32:
+        width, height = np.maximum(end - start + np.float32(1), np.float32(0))
+        return width * height
 
-    shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
-    union = area(*a) + area(*b) - shared
-    return shared / union if union else 0.0
+    shared = area(np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:]))
+    union = area(first[:2], first[2:]) + area(second[:2], second[2:]) - shared
+    return float(shared / union) if union else 0.0
 
 
 # ---- verdict ----

@@ -86,7 +86,16 @@ class GenEval(Benchmark):
 
     @property
     def detector(self) -> Detector:
-        return self.config.detector.made(Detector)
+        """Raises UserError where it does not tell all that counts."""
+        made: Detector = self.config.detector.made(Detector)
+        for name in ("threshold", "counting_threshold"):
+            if self.rules[name] < made.floor:
+                setting = f"eval.benchmarks.{self.name}"
+                raise UserError(
+                    f"{setting}.{name} {self.rules[name]:g} is below {made.floor:g}, under which {made.name} tells no "
+                    f"objects; --set '{setting}.detector={{name: {made.name}, floor: {self.rules[name]:g}}}' lowers it"
+                )
+        return made
 
     @property
     def colors(self) -> Colors:
@@ -105,8 +114,9 @@ class GenEval(Benchmark):
             if len(found) != len(pictures):
                 raise WorkError(f"{detector.name} judged {len(found)} of {len(pictures)} pictures")
             items += self._judged(pictures, part, found)
-        self.settle(items)
-        return Evidence(items)
+        evidence = Evidence(items)
+        self.settle(evidence)
+        return evidence
 
     def _judged(
         self, pictures: Sequence[np.ndarray], requests: Sequence[Request], found: Sequence[list[Found]]
@@ -142,12 +152,12 @@ class GenEval(Benchmark):
         kept = keep(found, limit, self.config.max_objects, self.config.max_overlap)
         return {name: [[round(float(x), 4) for x in (*f.box, f.score)] for f in items] for name, items in kept.items()}
 
-    def settle(self, items: Sequence[Item]) -> None:
+    def settle(self, evidence: Evidence) -> None:
         """`any`: whether a prompt has any right picture, in every row of it."""
         right: dict[str, bool] = {}
-        for row in items:
+        for row in evidence.items:
             right[row["key"]] = right.get(row["key"], False) or row["correct"]
-        for row in items:
+        for row in evidence.items:
             row["any"] = right[row["key"]]
 
     def summarize(self, evidence: Evidence) -> dict[str, float]:

@@ -93,12 +93,13 @@ def watched(network: nn.Module) -> Iterator[list[float]]:
 
 
 def metrics(timings: Sequence[Timing], nfe: int) -> dict[str, float]:
-    """latency and evaluation in milliseconds at batch 1 (the latter of one evaluation of the network), throughput in
-    pictures a second at its best batch, and that batch."""
+    """latency and evaluation in milliseconds at batch 1 (the latter of one evaluation of the network); pictures a
+    second at batch 1 (throughput_1) and at the best batch, and that batch."""
     one, best = timings[0], max(timings, key=lambda timing: timing.throughput)
     return {
         "latency": 1000 * one.seconds,
         "evaluation": 1000 * one.network / nfe,
+        "throughput_1": one.throughput,
         "throughput": best.throughput,
         "best_batch": float(best.batch),
     }

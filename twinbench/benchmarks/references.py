@@ -22,7 +22,7 @@ import numpy as np
 
 from twinbench import assets, files
 from twinbench.data.base import Request
-from twinbench.errors import UserError, WorkError
+from twinbench.errors import UserError, WorkError, unknown
 
 PROMPT = ("key", "prompt", "tag")  # what a prompt's row says
 CLASSES, CLASS_IMAGES = 1000, 50_000  # of ImageNet, and of an FID by ADM's protocol
@@ -30,6 +30,7 @@ PUBLISHED = {  # statistics that others made with the first code
     "imagenet-256": "VIRTUAL_imagenet256_labeled.npz",
     "imagenet-512": "VIRTUAL_imagenet512.npz",
 }
+FETCHED = ("mjhq-30k", "coco-30k")  # whose pictures make a reference
 FIRST = ("inception/1, legacy_tensorflow", "torch-fidelity/1, tensorflow")  # judges with the first code's features
 
 
@@ -49,11 +50,15 @@ class Statistics:
 def folder(name: str) -> Path:
     """Raises UserError if there is no such reference."""
     place = Path(name) if Path(name).is_dir() else assets.root() / name
-    if not place.is_dir():
-        raise UserError(
-            f"no reference {name!r} under {assets.root()}; twinbench fetch {name}, twinbench reference {name}"
-        )
-    return place
+    if place.is_dir():
+        return place
+    if name in PUBLISHED:
+        raise UserError(f"no reference {name!r} under {assets.root()}; twinbench fetch {name} gets it")
+    if name in FETCHED:
+        made = f"twinbench fetch {name}, then twinbench reference {name}"
+        raise UserError(f"no reference {name!r} under {assets.root()}; {made} makes it")
+    hint = f"{', '.join((*FETCHED, *PUBLISHED))}, or a folder of your own: twinbench reference FOLDER"
+    raise unknown("reference", name, [*FETCHED, *PUBLISHED], hint)
 
 
 def title(name: str) -> str:
@@ -65,7 +70,8 @@ def statistics(name: str, features: str) -> Statistics:
     or damaged."""
     place = folder(name) / PUBLISHED.get(name, f"{features}.npz")
     if not place.is_file():
-        raise UserError(f"{place} is not there; twinbench reference {name} --features {features} makes it")
+        mend = f"fetch {name} gets" if name in PUBLISHED else f"reference {name} --features {features} makes"
+        raise UserError(f"{place} is not there; twinbench {mend} it")
     try:
         with np.load(place, allow_pickle=False) as held:
             kept = held.get("features")

@@ -42,6 +42,10 @@ class ShapesGenEval(Benchmark):
     def judge_name(self) -> str:
         return f"{ShapesDetector.name}/{ShapesDetector.version}"
 
+    @property
+    def judges(self) -> list[dict[str, str]]:
+        return [ShapesDetector().identity]
+
     def judge(self, samples: Tensor, requests: Sequence[Request]) -> Evidence:
         pictures = from_bytes(samples).numpy()
         found = ShapesDetector()(pictures)

@@ -16,6 +16,9 @@ def audit(
     bench: Annotated[str, typer.Option(help="Benchmarks, as in geneval,dpg.")] = "geneval",
     out: Annotated[Path, typer.Option(help="Where audit.json and the clean captions go.")] = Path("audit"),
     embed: Annotated[str | None, typer.Option(help="A judge of texts (clip), to match meanings as well.")] = None,
+    dpg_csv: Annotated[
+        Path | None, typer.Option("--dpg-csv", help="DPG-Bench's table of questions, if not fetched.")
+    ] = None,
 ) -> None:
     """Find captions that ask for what a benchmark asks for, and write the list without them.
 
@@ -24,11 +27,14 @@ def audit(
     """
     from twinbench import files
     from twinbench.contamination import audit as work
-    from twinbench.report.contamination import table
-    from twinbench.report.tables import console
+    from twinbench.contamination.prompts import prompts_of
+    from twinbench.report.contamination import tables
+    from twinbench.report.table import console
 
     names = words(bench) or []
-    prompts = [prompt for name in names for prompt in work.prompts_of(name)]
+    if dpg_csv and "dpg" not in names:
+        raise UserError(f"--dpg-csv {dpg_csv}: {bench} asks no question of DPG-Bench")
+    prompts = [prompt for name in names for prompt in prompts_of(name, dpg_csv)]
     if not prompts:
         raise UserError("--bench names no benchmark; one of geneval, dpg")
     held = work.captions_of(captions)
@@ -39,11 +45,12 @@ def audit(
         made = asked_as(Similarity, judge(embed))
         texts, by = made.texts, f"{made.name}/{made.version}"
     matches = work.audit(held.texts, prompts, texts)
-    found = work.report(held.texts, prompts, matches)
-    files.write_json(out / "audit.json", {"source": Path(captions).name, "embedding": by, **found})
+    found = work.report(held.texts, prompts, matches, by)
+    files.write_json(out / "audit.json", {"source": Path(captions).name, **found})
     left = work.clean(held.lines, matches)
     files.write_text(out / f"clean{held.suffix}", "".join(line + "\n" for line in left))
-    typer.echo(console(table("", found)))
+    for table in tables("", found):
+        typer.echo(console(table))
     typer.echo(
         f"{len(held.texts) - len(left)} of {len(held.texts)} captions match; without them: {out}/clean{held.suffix}"
     )

@@ -26,8 +26,7 @@ def fetch(
 
     if not name:
         for each, asset in assets.ASSETS.items():
-            there = all((assets.root() / file.path).is_file() for file in asset.files)
-            typer.echo(f"{each:<18} {'here' if there else '-':<5} {asset.about} ({asset.licence})")
+            typer.echo(f"{each:<18} {'here' if assets.here(each) else '-':<5} {asset.about} ({asset.licence})")
     for each in name or ():
         with bar(f"fetch {each}") as show:
             for part, done, total in assets.fetch(each, copy):

@@ -42,27 +42,45 @@ def doctor(
 
 
 def _examine(name: str, settings: dict[str, Any]) -> tuple[str, str]:
-    """ok, missing or fails; and the version, or what mends it."""
-    from twinbench.judges.base import judge
+    """ok, missing or fails; and the version, or what mends it with the packages that are here."""
+    from twinbench import plugins
+    from twinbench.judges.base import judge, present
     from twinbench.judges.weights import Missing
 
     try:
-        made = judge(name, settings)
-        version = made.version
-        if hasattr(made, "selftest"):
-            made.selftest()
-            return "ok", version
-        return "untested", version
-    except Missing as error:
-        return "missing", f"{error}; or --set {name}.weights=PATH"
-    except UserError as error:
-        return "missing", str(error)
-    except WorkError as error:
-        return "fails", str(error)
+        kind = plugins.judge(name)
     except ModuleNotFoundError as error:
         return "missing", f"{error}: pip install {error.name}"
+    here = ", ".join(" ".join(pair) for pair in present(*getattr(kind, "packages", ())).items())
+    here = f" (here: {here})" if here else ""
+    for setting, field in kind.Config.model_fields.items():
+        if field.is_required() and setting not in settings:
+            mend = f"twinbench doctor {name} --set '{name}.{setting}=VALUE'"
+            return "missing", f"judge {name} needs its {setting} ({field.description}): {mend}"
+    try:
+        made = judge(name, settings)
+        version = made.version
+    except Missing as error:
+        return "missing", f"{error}; or --set {name}.weights=PATH{here}"
+    except UserError as error:
+        return "missing", f"{error}{here}"
     except Exception as error:  # a judge may break in any way; the others are asked all the same
-        return "fails", f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        return "fails", _told(error)
+    try:
+        if not hasattr(made, "selftest"):
+            return "untested", version
+        made.selftest()
+        return "ok", version
+    except ModuleNotFoundError as error:
+        return "missing", f"{error}: pip install {error.name}{here}"
+    except Exception as error:
+        return "fails", _told(error)
+
+
+def _told(error: Exception) -> str:
+    """Its first line; of an error that is not ours, with its kind."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return line if isinstance(error, UserError | WorkError) else f"{type(error).__name__}: {line}"
 
 
 def _settings(sets: list[str], known: list[str]) -> dict[str, dict[str, Any]]:

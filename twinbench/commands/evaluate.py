@@ -19,6 +19,7 @@ from twinbench.commands.options import (
     Runs,
     Threads,
     Tiny,
+    descending,
     falling,
     numbers,
     titled,
@@ -46,15 +47,23 @@ def evaluate(
         list[str] | None, typer.Option(help="A pipeline's, as its network sees them: 0.999,0.6; may come again.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="A pipeline's; 1 is none.")] = None,
+    timesteps: Annotated[
+        list[str] | None, typer.Option(help="A pipeline's without a flow: 999,749,499,249; may come again.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A pipeline's: LCMScheduler, EulerDiscreteScheduler:timestep_spacing=trailing.")
+    ] = None,
     scheduler_shift: Annotated[float | None, typer.Option(min=0, help="Of a pipeline's scheduler.")] = None,
     size: Annotated[int | None, typer.Option(min=8, help="Side of a pipeline's pictures in pixels.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that a pipeline draws at once.")] = 4,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures that a pipeline draws at once; 4.")] = None,
     dpg_csv: Annotated[
         Path | None, typer.Option("--dpg-csv", help="DPG-Bench's table of questions, if not fetched.")
     ] = None,
     limit: Limit = None,
     prompts: Prompts = "evaluation",
-    again: Annotated[bool, typer.Option("--again", help="Judge again what is judged already.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Judge again what is judged already, and replace its score.")
+    ] = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="A picture that cannot be judged counts as wrong, and is told.")
     ] = False,
@@ -74,15 +83,29 @@ def evaluate(
     recipe = named(recipe, tiny) if recipe else None
     limit = few(recipe, limit)
     asked, given = numbers(nfe) if nfe else None, [falling(text) for text in sigmas or []]
+    steps = [descending(text) for text in timesteps or []]
     if prompts not in ("evaluation", "validation"):
         raise UserError(f"--prompts {prompts}: evaluation or validation")
     if sum(map(bool, (run, pipeline, images))) > 1:
         raise UserError("eval takes runs, or --pipeline, or --images")
-    if not pipeline and (given or guidance is not None or scheduler_shift is not None or size):
-        raise UserError("--sigmas, --guidance, --scheduler-shift and --size need --pipeline; a run has its recipe's")
-    names, overrides = words(bench), [*(sets or []), *([f"eval.benchmarks.dpg.csv={dpg_csv}"] if dpg_csv else [])]
-    if dpg_csv and names and not {"dpg", "diversity"} & set(names):
-        raise UserError(f"--dpg-csv {dpg_csv}: none of {', '.join(names)} asks DPG-Bench's questions")
+    idle = {
+        "--sigmas": given,
+        "--timesteps": steps,
+        "--scheduler": scheduler,
+        "--scheduler-shift": scheduler_shift is not None,
+        "--guidance": guidance is not None,
+        "--size": size,
+        "--batch": batch,
+    }
+    if odd := [name for name, told in idle.items() if told and not pipeline]:
+        whose = "a folder of images is drawn already" if images else "a run has its recipe's"
+        raise UserError(f"{odd[0]} needs --pipeline; {whose}")
+    if scheduler_shift == 0:
+        raise UserError("--scheduler-shift 0: a shift is above 0, as in 3.0, and 1 is none")
+    names, overrides = words(bench), sets or []
+    if "latency" in (names or ()):
+        raise UserError("--bench latency: time is not judged but measured, by twinbench latency RUN, or --pipeline")
+    options = (recipe, names, overrides, prompts, runs, label)
     import torch
 
     from twinbench import run as folders
@@ -94,14 +117,14 @@ def evaluate(
     torch.set_num_threads(threads)
     work: dict[str, partial[subjects.Asked]] = {}
     if pipeline:
-        steps = subjects.StepOptions(asked, given, guidance, scheduler_shift)
-        options = (recipe, names, overrides, prompts, runs, label)
-        work[pipeline] = partial(subjects.of_pipeline, pipeline, steps, *options, size=size, batch=batch)
+        how = subjects.StepOptions(asked, given, guidance, scheduler_shift, steps, scheduler)
+        drawn = partial(subjects.of_pipeline, pipeline, how, *options)
+        work[pipeline] = partial(drawn, size=size, batch=batch or 4, csv=dpg_csv)
     elif images:
-        work[str(images)] = partial(subjects.of_images, images, asked, recipe, names, overrides, prompts, runs, label)
+        work[str(images)] = partial(subjects.of_images, images, asked, *options, dpg_csv)
     else:
         chosen = folders.find(runs, run, titled(recipe)) if run else folders.finished(runs, titled(recipe))
-        work = {f.name: partial(subjects.of_run, f, asked, names, overrides, prompts) for f in chosen}
+        work = {f.name: partial(subjects.of_run, f, asked, names, overrides, prompts, dpg_csv) for f in chosen}
         if not work:
             raise UserError(
                 f"no finished runs under {runs}; train one first (twinbench train twinflow --recipe shapes)"

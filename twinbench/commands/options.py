@@ -48,6 +48,17 @@ def falling(text: str) -> list[float]:
     return values
 
 
+def descending(text: str) -> list[int]:
+    """Timesteps such as 999,749,499,249. Raises UserError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or values[-1] < 0 or values != sorted(set(values), reverse=True):
+        raise UserError(f"--timesteps {text}: timesteps are whole and fall, as in --timesteps 999,749,499,249")
+    return values
+
+
 def titled(recipe: str | None) -> str | None:
     """The name under which runs of a recipe are kept: of a file, its stem."""
     if recipe and recipe.endswith((".yaml", ".yml")):

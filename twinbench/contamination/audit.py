@@ -12,7 +12,6 @@ Each pair of caption and prompt is counted once, under the strictest kind of mat
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 
 from twinbench import plugins
 from twinbench.contamination.minhash import Near
+from twinbench.contamination.prompts import Prompt
 from twinbench.data.scenes import normalized, scene
 from twinbench.errors import UserError
 
@@ -37,36 +37,10 @@ Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> rows of length 1 [n, d
 
 
 @dataclass(frozen=True)
-class Prompt:
-    bench: str
-    key: str
-    task: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Match:
     caption: int  # its place in the training set
     prompt: Prompt
     kind: str
-
-
-# ---- what is looked for ----
-
-
-def prompts_of(bench: str) -> list[Prompt]:
-    """The prompts of `geneval` or `dpg`. Raises UserError for another name or where data are missing."""
-    if bench == "geneval":
-        from twinbench.data.geneval import prompts
-
-        return [Prompt(bench, f"{i:05d}", row["tag"], row["prompt"]) for i, row in enumerate(prompts())]
-    if bench == "dpg":
-        from twinbench import assets
-
-        with assets.path("dpg").open(encoding="utf-8", newline="") as file:
-            texts = {row["item_id"]: row["text"].strip() for row in csv.DictReader(file)}
-        return [Prompt(bench, key, key.rstrip("0123456789") or "plain", text) for key, text in texts.items()]
-    raise UserError(f"no audit for benchmark {bench!r}; one of geneval, dpg")
 
 
 @dataclass(frozen=True)
@@ -84,6 +58,8 @@ def captions_of(source: str) -> Captions:
     Raises UserError for a file that is not there or holds no captions."""
     path = Path(source)
     if path.suffix not in (".txt", ".jsonl"):
+        if source not in plugins.names("datasets") and (path.suffix or path.exists()):
+            raise UserError(f"captions {source}: give .txt (one a line) or .jsonl, or a dataset's name")
         kind = plugins.dataset(source)
         texts = list(kind(kind.Config()).prompts)
         return Captions(texts, texts, ".txt")
@@ -156,9 +132,12 @@ def _alike(captions: Sequence[str], texts: Sequence[str], embed: Embed) -> list[
 # ---- what is told ----
 
 
-def report(captions: Sequence[str], prompts: Sequence[Prompt], matches: Sequence[Match]) -> dict[str, Any]:
+def report(
+    captions: Sequence[str], prompts: Sequence[Prompt], matches: Sequence[Match], embedding: str | None = None
+) -> dict[str, Any]:
     """The audit as JSON: of each benchmark and task the prompts that some caption matches, by the strictest kind of
-    any, the captions that match, and examples of each kind."""
+    any, the captions that match, and examples of each kind. embedding: the judge of texts, None where none was
+    asked."""
     flagged = {match.caption for match in matches}
     template = sum(normalized(caption).startswith(TEMPLATE) for caption in captions)
     tasks: dict[str, dict[str, Any]] = {}
@@ -185,6 +164,7 @@ def report(captions: Sequence[str], prompts: Sequence[Prompt], matches: Sequence
         "template": template,  # captions that begin as GenEval's prompts do
         "overlap": OVERLAP,
         "cosine": COSINE,
+        "embedding": embedding,
         "benchmarks": tasks,
     }
 

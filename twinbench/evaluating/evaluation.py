@@ -7,8 +7,7 @@ loaded, so a large model leaves before the judges come; what they need is looked
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from twinbench import plugins
 from twinbench import run as run_files
 from twinbench.benchmarks.base import Benchmark, Evidence
 from twinbench.benchmarks.base import Judging as Chosen
-from twinbench.data.base import Request, World
+from twinbench.data.base import World
 from twinbench.errors import UserError, WorkError, unknown
+from twinbench.evaluating.jobs import Job
 from twinbench.evaluating.judging import Judging
 from twinbench.judges.weights import Missing
 from twinbench.ranks import ALONE, Ranks
-from twinbench.results import SCORE, read_json, write_features, write_items, write_json, write_reference
-from twinbench.settings import digest, validate
-from twinbench.sources.base import Source, Subject
+from twinbench.results import SCORE, write_features, write_items, write_json, write_reference
+from twinbench.settings import validate
+from twinbench.sources.base import Subject
 from twinbench.statistics import standard_error
 
 # ---- what is asked ----
@@ -52,44 +52,6 @@ def benchmarks(
         made.append(kind(world, config, prompts))
         made[-1].beside(known)
     return made
-
-
-@dataclass(frozen=True)
-class Job:
-    """One score that is to be made."""
-
-    benchmark: Benchmark
-    source: Source
-    requests: Sequence[Request]
-    limit: int | None
-
-    @property
-    def stem(self) -> str:
-        """The name of the score's files; neither a quick look with a limit nor one at validation prompts takes the
-        place of the whole."""
-        prompts = "" if self.benchmark.prompts == "evaluation" else f"-{self.benchmark.prompts}"
-        return f"{self.benchmark.name}-nfe{self.source.plan.nfe}{prompts}" + (
-            f"-limit{self.limit}" if self.limit else ""
-        )
-
-    @property
-    def asked(self) -> str:
-        """What was asked, as a name and a hash that changes with --limit."""
-        return f"{self.source.prompts}#{digest([(r.key, r.copy, r.prompt) for r in self.requests])[:8]}"
-
-    def identity(self) -> dict[str, Any]:
-        b, drawing = self.benchmark, self.source.folder.name
-        return {"drawing": drawing, "judge": b.judge_name, "version": b.version, "prompts": self.asked}
-
-    def stands(self, target: Path, allowed: Set[str] = frozenset()) -> bool:
-        """Whether this very score is in the results already; one that cannot be read is made anew, and so is one with
-        `errors` or by judges `untested` unless that is allowed."""
-        try:
-            old = read_json(target / f"{self.stem}.json")
-        except (FileNotFoundError, ValueError):
-            return False
-        flaws = {name for name in ("errors", "untested") if old.get(name)}
-        return flaws <= allowed and all(old.get(key) == value for key, value in self.identity().items())
 
 
 # ---- the whole ----
@@ -122,6 +84,8 @@ def evaluate(
         ]
         allowed = {name for name, yes in (("errors", keep_going), ("untested", untested)) if yes}
         jobs = [job for job in jobs if again or not job.stands(target, allowed)]
+        for job in () if again else jobs:
+            job.refuse_other(target)
         waiting = list(dict.fromkeys(job.benchmark for job in jobs))
         for benchmark in waiting:
             find(benchmark)
@@ -149,6 +113,7 @@ def evaluate(
         with ranks.stage():
             if ranks.first:
                 told: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3)}
+                told |= subject.told(job.source, job.requests)
                 write(target, subject.record, job, judging.result(), told | ({"untested": True} if untested else {}))
                 judging.clear()
         done += len(job.requests)
@@ -224,6 +189,7 @@ def write(target: Path, record: dict[str, Any], job: Job, evidence: Evidence, to
         "schema": SCORE,
         "benchmark": b.name,
         **job.identity(),
+        "judges": b.judges,
         "nfe": plan.nfe,
         "nfe_counted": plan.counted,
         "schedule": plan.as_dict(),

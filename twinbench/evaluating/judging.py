@@ -58,7 +58,7 @@ class Judging:
     def result(self) -> Evidence:
         """The evidence of all parts in the order of the requests, counted. Raises WorkError where some is missing."""
         evidence = join([self._load(i) for i in range(len(self.parts))])
-        self.benchmark.settle(evidence.items)
+        self.benchmark.settle(evidence)
         complete(evidence, self.requests)
         return evidence
 

@@ -16,13 +16,16 @@ from twinbench import run as run_files
 from twinbench.benchmarks.latency import Timing, metrics, sweep
 from twinbench.data.base import Request
 from twinbench.errors import UserError
+from twinbench.evaluating.jobs import otherwise, read_score
 from twinbench.evaluating.subjects import MODELS, current, titled
+from twinbench.files import plain
 from twinbench.results import SCORE, write_json
 from twinbench.sampler import plan
 from twinbench.sources.base import Plan, Source, record
+from twinbench.sources.classes import opened
 from twinbench.sources.drawing import drawing_of
 from twinbench.sources.pipeline import Pipeline, PipelineSource
-from twinbench.sources.steps import StepOptions, plans
+from twinbench.sources.steps import StepOptions
 from twinbench.training.start import placed, trained
 
 NAME, VERSION = "latency", "1"
@@ -30,14 +33,15 @@ NAME, VERSION = "latency", "1"
 
 @dataclass(frozen=True)
 class Timed:
-    """What is timed: run.json's record, the plans, the network (there once something was drawn), and what draws n
-    pictures at once under a plan."""
+    """What is timed: run.json's record, the plans, the network (there once something was drawn), what draws n pictures
+    at once under a plan, and what a score says of them beside their schedule, where no recipe says it."""
 
     record: dict[str, Any]
     plans: Sequence[Plan]
     network: Callable[[], nn.Module]
     source: Callable[[Any, int], Source]
-    prompt: str = "a photo of a bench"
+    prompt: str = Pipeline.usual
+    told: Callable[[], dict[str, Any]] = dict
 
 
 def of_run(folder: Path, asked: Sequence[int] | None) -> Timed:
@@ -58,8 +62,8 @@ def of_run(folder: Path, asked: Sequence[int] | None) -> Timed:
 
 
 def of_pipeline(name: str, steps: StepOptions, label: str | None, size: int | None, runs: Path) -> Timed:
-    pipeline = Pipeline(name, size, 1)
-    made, identity = plans(pipeline.folder, steps, None), pipeline.identity()
+    pipeline = opened(name, size, 1)
+    made, identity = pipeline.plans(steps), pipeline.identity()
 
     def source(p: Any, n: int) -> Source:
         pipeline.batch = n
@@ -69,18 +73,25 @@ def of_pipeline(name: str, steps: StepOptions, label: str | None, size: int | No
         pipeline.load()
         return pipeline.network
 
-    return Timed(record(MODELS, label or titled(name), "pipeline", identity, name), made, network, source)
+    def told() -> dict[str, Any]:
+        height, width = pipeline.pixels()
+        return {"drawn": {"height": height, "width": width, "dtype": pipeline.dtype}}
+
+    about = record(MODELS, label or titled(name), "pipeline", identity, name)
+    return Timed(about, made, network, source, pipeline.usual, told)
 
 
 def time(subject: Timed, results: Path, prompt: str | None = None, most: int = 64) -> Iterator[tuple[float, str]]:
     """Time a subject under all of its plans and write the scores; yields progress."""
     network = subject.network()
+    for p in subject.plans:
+        _refuse_other(_path(results, subject, p), p, subject.told())
     for done, p in enumerate(subject.plans):
         timings: list[Timing] = []
         for timing in sweep(lambda n, p=p: _work(subject.source(p, n), prompt or subject.prompt, n), network, most):  # type: ignore[misc]
             timings.append(timing)
             yield done / len(subject.plans), f"NFE {p.nfe}, batch {timing.batch}: {timing.throughput:.3g} images/s"
-        _write(results, subject.record, p, timings, network)
+        _write(_path(results, subject, p), subject, p, timings, network)
     yield 1.0, ", ".join(f"NFE {p.nfe}" for p in subject.plans)
 
 
@@ -89,8 +100,19 @@ def _work(source: Any, prompt: str, n: int) -> Callable[[], Any]:
     return lambda: source.fresh(requests)
 
 
-def _write(results: Path, run: dict[str, Any], p: Plan, timings: Sequence[Timing], network: nn.Module) -> None:
-    folder = results / run["recipe"] / run_files.name_of(run)
+def _path(results: Path, subject: Timed, p: Plan) -> Path:
+    run = subject.record
+    return results / run["recipe"] / run_files.name_of(run) / f"{NAME}-nfe{p.nfe}.json"
+
+
+def _refuse_other(path: Path, p: Plan, told: dict[str, Any]) -> None:
+    """Raises UserError where there is a pipeline's score of this name under other settings."""
+    old = read_score(path)
+    if "drawn" in old and (old["drawn"], old["schedule"]) != (told.get("drawn"), plain(p.as_dict())):
+        raise otherwise(path, old, "delete it")
+
+
+def _write(path: Path, subject: Timed, p: Plan, timings: Sequence[Timing], network: nn.Module) -> None:
     values = metrics(timings, p.nfe)
     score = {
         "schema": SCORE,
@@ -104,9 +126,10 @@ def _write(results: Path, run: dict[str, Any], p: Plan, timings: Sequence[Timing
         "copies": 1,
         "metrics": {name: {"value": value, "se": None, "n": 1} for name, value in values.items()},
         "timings": [asdict(timing) for timing in timings],
+        **subject.told(),
     }
-    write_json(folder / "run.json", run)
-    write_json(folder / f"{NAME}-nfe{p.nfe}.json", score)
+    write_json(path.parent / "run.json", subject.record)
+    write_json(path, score)
 
 
 def machine(network: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from twinbench.sampler import plan
 from twinbench.sections import Evaluation
 from twinbench.settings import validate
 from twinbench.sources.base import Subject, record
+from twinbench.sources.classes import opened
 from twinbench.sources.drawing import drawing_of
 from twinbench.sources.folder import Folder, Given, fingerprint
-from twinbench.sources.pipeline import Pipeline, PipelineSource
-from twinbench.sources.steps import StepOptions, plans
+from twinbench.sources.pipeline import PipelineSource
+from twinbench.sources.steps import StepOptions
 from twinbench.training.start import placed, release, trained
 
 MODELS = "models"  # the recipe of what no recipe was named for
@@ -35,7 +36,12 @@ Asked = tuple[Subject, list[Benchmark]]
 
 
 def of_run(
-    folder: Path, asked: Sequence[int] | None, names: Sequence[str] | None, sets: Sequence[str], prompts: str
+    folder: Path,
+    asked: Sequence[int] | None,
+    names: Sequence[str] | None,
+    sets: Sequence[str],
+    prompts: str,
+    csv: Path | None = None,
 ) -> Asked:
     """A finished run at the asked numbers of evaluations, or at its recipe's, under the named benchmarks, or its
     recipe's. Raises UserError if it is not finished."""
@@ -43,8 +49,8 @@ def of_run(
     if not run["finished"]:
         raise UserError(f"run {folder.name} is not finished; twinbench train {run['label']} goes on with it")
     resolved = current(run, sets, folder.parents[1])
-    where = f"recipe {resolved.recipe!r}"
-    made = benchmarks(resolved.eval.benchmarks, names, data=resolved.data.kind, prompts=prompts, where=where)
+    known, names = questioned(resolved.eval.benchmarks, names, csv)
+    made = benchmarks(known, names, data=resolved.data.kind, prompts=prompts, where=f"recipe {resolved.recipe!r}")
     steps = [plan(resolved, nfe) for nfe in asked or recipes.nfe_of(resolved)]
     backbone = placed(resolved, trained(resolved, folder / "weights.safetensors"))
 
@@ -85,12 +91,18 @@ class Terms:
 
 
 def terms(
-    recipe: str | None, names: Sequence[str] | None, sets: Sequence[str], prompts: str, runs: Path = RUNS
+    recipe: str | None,
+    names: Sequence[str] | None,
+    sets: Sequence[str],
+    prompts: str,
+    runs: Path = RUNS,
+    csv: Path | None = None,
 ) -> Terms:
     """The settings of a recipe, or the defaults of the named benchmarks. Raises UserError for neither."""
     if recipe:
         r = recipes.load(recipe, list(sets), runs)
-        made = benchmarks(r.eval.benchmarks, names, data=r.data.kind, prompts=prompts, where=f"recipe {r.name!r}")
+        known, names = questioned(r.eval.benchmarks, names, csv)
+        made = benchmarks(known, names, data=r.data.kind, prompts=prompts, where=f"recipe {r.name!r}")
         return Terms(r.name, r.eval.nfe, made)
     if not names:
         raise UserError("name the benchmarks, as in --bench geneval,dpg, or a --recipe that has some")
@@ -99,8 +111,21 @@ def terms(
     tree = recipes.overridden({"eval": {"benchmarks": {name: {} for name in names}}}, sets)
     if odd := [key for key in tree if key != "eval"]:
         raise UserError(f"--set {odd[0]}: without a recipe there is only eval, as in eval.benchmarks.geneval.copies=1")
-    section = validate(Evaluation, tree["eval"], "eval")
-    return Terms(MODELS, None, benchmarks(section.benchmarks, names, prompts=prompts, where="eval"))
+    known, names = questioned(validate(Evaluation, tree["eval"], "eval").benchmarks, names, csv)
+    return Terms(MODELS, None, benchmarks(known, names, prompts=prompts, where="eval"))
+
+
+def questioned(
+    known: Mapping[str, Mapping[str, Any]], names: Sequence[str] | None, csv: Path | None
+) -> tuple[Mapping[str, Mapping[str, Any]], Sequence[str] | None]:
+    """The settings of benchmarks, and which of them are asked, with DPG-Bench's questions from a file, if one is given.
+    Raises UserError for a file that none of them reads."""
+    if csv is None:
+        return known, names
+    asked = list(names or known)
+    if "dpg" not in asked and ("diversity" not in asked or known.get("diversity", {}).get("asks") != "dpg"):
+        raise UserError(f"--dpg-csv {csv}: none of {', '.join(asked)} asks DPG-Bench's questions; --bench dpg does")
+    return {**known, "dpg": {**known.get("dpg", {}), "csv": str(csv)}}, asked
 
 
 def of_pipeline(
@@ -115,19 +140,22 @@ def of_pipeline(
     *,
     size: int | None = None,
     batch: int = 4,
+    csv: Path | None = None,
 ) -> Asked:
     """A pipeline by folder or repository; its pictures are kept under `runs` as a run's are."""
-    given = terms(recipe, names, sets, prompts, runs)
-    pipeline = Pipeline(name, size, batch)
-    made = plans(pipeline.folder, steps, given.nfe)
+    given = terms(recipe, names, sets, prompts, runs, csv)
+    pipeline = opened(name, size, batch)
+    made = pipeline.plans(steps, given.nfe)
     identity = pipeline.identity()
     about = record(given.recipe, label or titled(name), "pipeline", identity, name)
     images = runs / given.recipe / run_files.name_of(about) / "images"
 
     def source(plan: Any, prompts: str, requests: Sequence[Request]) -> Any:
+        pipeline.asked(requests)
         return PipelineSource(pipeline, identity, plan, prompts, images)
 
-    return Subject(about, made, source, pipeline.release), given.benchmarks
+    told = lambda source, requests: {"drawn": source.told(requests)}  # noqa: E731
+    return Subject(about, made, source, pipeline.release, told), given.benchmarks
 
 
 def of_images(
@@ -139,11 +167,12 @@ def of_images(
     prompts: str,
     runs: Path,
     label: str | None = None,
+    csv: Path | None = None,
 ) -> Asked:
     """A folder of images, drawn at one number of evaluations, if that is known."""
     if asked and len(asked) > 1:
         raise UserError(f"--nfe {','.join(map(str, asked))}: a folder was drawn at one number of evaluations")
-    given = terms(recipe, names, sets, prompts, runs)
+    given = terms(recipe, names, sets, prompts, runs, csv)
     identity = fingerprint(images)
     about = record(given.recipe, label or titled(str(images)), "images", identity, str(images))
     place = runs / given.recipe / run_files.name_of(about) / "images" / f"given-{identity[:16]}"

@@ -26,8 +26,8 @@ settings below says of one, `network.encode(["a cat"])`."""
 
 
 def settings_of(resolved: Resolved, network: PipelineBackbone) -> dict[str, Any]:
-    """twinbench.json: under `sample` how a stock pipeline spends a number of evaluations; under `any_step` the
-    schedules that ask for other r than 0, for which the target time lies beside the weights."""
+    """twinbench.json. `size`: the side of its pictures; `sample`: how a stock pipeline spends a number of evaluations;
+    `any_step`: the schedules that ask for other r than 0, for which the target time lies beside the weights."""
     plans = [plan(resolved, nfe) for nfe in sorted({*FEW, *resolved.sample})]
     guidance = 1.0 if network.taught_guidance is None else network.taught_guidance
     stock = {
@@ -36,7 +36,7 @@ def settings_of(resolved: Resolved, network: PipelineBackbone) -> dict[str, Any]
         if _stock(p)
     }
     others = {str(p.nfe): p.as_dict() for p in plans if not _stock(p) and p.schedule.hop == "next"}
-    return {"sample": stock, **({"any_step": others} if others else {})}
+    return {"size": network.config.resolution, "sample": stock, **({"any_step": others} if others else {})}
 
 
 def _stock(p: Plan) -> bool:

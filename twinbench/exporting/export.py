@@ -169,5 +169,7 @@ def export_run(run: Path, folder: Path, results: Path, *, merged: bool = False, 
     if lora is None:
         return write_pipeline(network, folder, settings, text, dtype=getattr(torch, dtype))
     tensors = read_tensors(run / "adapters.safetensors")[0]
+    exact = {k.removeprefix("target_time."): v for k, v in tensors.items() if k.startswith("target_time.")}
+    network.target_time.float().load_state_dict(exact)  # the merged weights have it in the base's precision
     scale = 1.0 if lora.alpha is None else lora.alpha / lora.rank
     return write_lora(network, folder, tensors, scale, settings, text)

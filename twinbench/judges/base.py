@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError
@@ -47,6 +48,11 @@ class Named(Protocol):
 
 class Detector(Named, Protocol):
     """Finds objects, of every class and score: what counts is the benchmark's to say."""
+
+    @property
+    def floor(self) -> float:
+        """Objects are told above this score."""
+        return 0.0
 
     def __call__(self, pictures: Pictures) -> list[list[Found]]: ...
 
@@ -112,24 +118,43 @@ class Judge(ABC):
         """What else the answers depend on: our own steps around the network, and the settings that change them."""
         return "1"
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of its packages. UserError where one lacks."""
+        here = present(*self.packages)
+        if lacking := [package for package in self.packages if package not in here]:
+            raise UserError(f"judge {self.name} needs {lacking[0]}: pip install {self.install}")
+        return here
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """Name, rules, weights' full sha256 and package versions. UserError where a package or the weights lack."""
-        try:
-            packages = {package: installed(package).split("+")[0] for package in self.packages}
-        except PackageNotFoundError as error:
-            raise UserError(f"judge {self.name} needs {error.name}: pip install {self.install}") from None
-        return {"judge": self.name, "rules": self.rules, "weights": self.weights, **packages}
+        versions = self.versions
+        return {"judge": self.name, "rules": self.rules, "weights": self.weights, **versions}
 
     @cached_property
     def version(self) -> str:
         """The identity in one line, the sha256 by its first 12 digits."""
-        rest = [f"{key} {value}" for key, value in self.identity.items() if key in self.packages]
-        return ", ".join([self.rules, f"weights {self.weights[:12]}", *rest])
+        rest = [f"{key} {value}" for key, value in self.versions.items()]
+        return ", ".join([self.rules, f"weights {self.identity['weights'][:12]}", *rest])
 
     @abstractmethod
     def selftest(self) -> None:
         """Asks what is known. Raises WorkError, in one sentence, at a wrong answer."""
+
+
+def present(*packages: str) -> dict[str, str]:
+    """The versions of those that are installed."""
+    here = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            here[package] = installed(package).split("+")[0]
+    return here
+
+
+def identity_of(judge: Any) -> dict[str, str]:
+    """Who a judge is, whole; of one that tells no more, its name and version."""
+    return dict(judge.identity) if hasattr(judge, "identity") else {"judge": judge.name, "rules": judge.version}
 
 
 def asked_as(kind: Any, made: Any) -> Any:

@@ -42,7 +42,7 @@ class Clip(Network, Similarity):
 
     Config: ClassVar[type[Strict]] = ClipSettings
     name = "clip"
-    packages = ("torch", "open_clip_torch")
+    packages = ("torch", "open_clip_torch", "torchvision", "pillow")  # the last two resize
 
     @cached_property
     def path(self) -> Path:
@@ -68,7 +68,12 @@ class Clip(Network, Similarity):
         name = self.config.model
         if name not in open_clip.list_models():
             raise UserError(f"judge {self.name}: open_clip knows no network {name!r} (open_clip.list_models())")
-        network, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(self.path))
+        try:
+            network, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(self.path))
+        except Exception as error:  # what is no checkpoint breaks the reader in any way
+            raise UserError(
+                f"judge {self.name}: {self.path} holds no {name} or is damaged ({weights.told(error)})"
+            ) from None
         quick = any(isinstance(module, QuickGELU) for module in network.modules())
         if quick != self.config.quick_gelu:
             other = name + "-quickgelu" if self.config.quick_gelu else name.removesuffix("-quickgelu")

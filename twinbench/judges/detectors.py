@@ -57,6 +57,10 @@ class Mask2Former(Network, Detector):
     def rules(self) -> str:
         return f"2, floor {self.config.floor:g}"
 
+    @property
+    def floor(self) -> float:
+        return float(self.config.floor)
+
     @cached_property
     def network(self) -> Any:
         from transformers import Mask2FormerForUniversalSegmentation as Model

@@ -8,7 +8,7 @@ All in float64. The trace of the root comes from the eigenvalues of the symmetri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,15 +28,26 @@ def frechet(a: Any, b: Any) -> float:
     return float(_distance(*_moments(a), mean, cov, _root(cov)))
 
 
-def frechet_to(a: Any, mean: Any, covariance: Any) -> float:
-    """The same against the mean [d] and covariance [d, d] of features that are not at hand."""
+def frechet_rows(a: Any, mean: Any, covariance: Any) -> np.ndarray:
+    """The distance to the mean [d] and covariance [d, d] of features that are not at hand, told row by row, float64
+    [n]: their mean is the distance, and a row leaves it by how much its own weight moves the distance, to first order.
+
+    So a Frechet distance can be resampled as any mean: its spread over other rows of the kind is that of these."""
     import torch
 
     mean, covariance = (torch.as_tensor(x).to(torch.float64) for x in (mean, covariance))
     a, _ = _features(a, a)
     if covariance.shape != (a.shape[1], a.shape[1]) or mean.shape != (a.shape[1],):
         raise ValueError(f"features of {a.shape[1]} numbers, a reference of {tuple(covariance.shape)}")
-    return float(_distance(*_moments(a), mean, covariance, _root(covariance)))
+    center, spread = _moments(a)
+    root = _root(covariance)
+    values, vectors = torch.linalg.eigh(root @ spread @ root)
+    inverse = torch.where(values > 1e-12 * values.max(), values.clamp(min=1e-300).rsqrt(), 0.0)
+    away, gap = a - center, center - mean
+    bent = (away @ (root @ vectors * inverse.sqrt())).square().sum(1)  # what a row adds to the trace of the root, twice
+    moved = 2 * (away @ gap) + (away.square().sum(1) - bent) * len(a) / (len(a) - 1)
+    traces = spread.trace() + covariance.trace() - 2 * values.clamp(min=0).sqrt().sum()
+    return ((gap.square().sum() + traces).clamp(min=0) + moved - moved.mean()).numpy()
 
 
 def kernel_distance(a: Any, b: Any) -> float:
@@ -45,6 +56,18 @@ def kernel_distance(a: Any, b: Any) -> float:
     n, m = len(a), len(b)
     within = _kernel_sum(a, a) / (n * (n - 1)) + _kernel_sum(b, b) / (m * (m - 1))
     return within - 2 * _kernel_sum(a, b) / (n * m)
+
+
+def kernel_rows(a: Any, b: Any) -> np.ndarray:
+    """The kernel distance told row by row of a, float64 [n], as in `frechet_rows`."""
+    import torch
+
+    a, b = _features(a, b)
+    n, m = len(a), len(b)
+    within, across = (torch.cat([part.sum(1) for part in _kernels(a, other)]) for other in (a, b))
+    moved = 2 * (within - _own(a)) / (n - 1) - 2 * across / m
+    value = (within - _own(a)).sum() / (n * (n - 1)) + _kernel_sum(b, b) / (m * (m - 1)) - 2 * across.sum() / (n * m)
+    return (value + moved - moved.mean()).numpy()
 
 
 def energy_distance(a: Any, b: Any) -> float:
@@ -120,8 +143,17 @@ def _distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, root
     return (gap + traces - 2 * values.sqrt().sum(-1)).clamp(min=0)
 
 
-def _kernel_sum(a: Tensor, b: Tensor, rows: int = 2048) -> float:
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
     """The sum of k(x, y) over all pairs, without the diagonal if a is b."""
-    d = a.shape[1]
-    total = sum(float((part @ b.T / d + 1).pow(3).sum()) for part in a.split(rows))
-    return total - float((a.square().sum(1) / d + 1).pow(3).sum()) if a is b else total
+    total = sum(float(part.sum()) for part in _kernels(a, b))
+    return total - float(_own(a).sum()) if a is b else total
+
+
+def _kernels(a: Tensor, b: Tensor, rows: int = 2048) -> Iterator[Tensor]:
+    """k(x, y) of all pairs, some rows of a at a time."""
+    return ((part @ b.T / a.shape[1] + 1).pow(3) for part in a.split(rows))
+
+
+def _own(a: Tensor) -> Tensor:
+    """k(x, x) of every row."""
+    return (a.square().sum(1) / a.shape[1] + 1).pow(3)

@@ -46,9 +46,17 @@ class ExternalVQA(Judge, VQA):
     def answers(self, pictures: Pictures, questions: Sequence[str]) -> list[str]:
         """One answer a pair, as the program gives it. A picture that stands there several times is sent once.
 
-        Raises WorkError if the program dies, is silent too long, or says that it failed."""
+        Raises WorkError if the program dies, is silent too long, or says that it failed. It is ended then, so that what
+        it still had to say is not taken for an answer to the next question, which starts it anew."""
         if len(pictures) != len(questions):
             raise ValueError(f"{len(pictures)} pictures and {len(questions)} questions")
+        try:
+            return self._answers(pictures, questions)
+        except WorkError:
+            self.close()
+            raise
+
+    def _answers(self, pictures: Pictures, questions: Sequence[str]) -> list[str]:
         places: dict[int, list[int]] = {}
         for i, picture in enumerate(pictures):
             places.setdefault(id(picture), []).append(i)
@@ -57,7 +65,7 @@ class ExternalVQA(Judge, VQA):
             part = groups[start : start + self.config.batch]
             for k, rows in enumerate(part):
                 self._process.send({"id": k, "png": png(pictures[rows[0]]), "questions": [questions[i] for i in rows]})
-            for k, told in self._read(len(part)).items():
+            for k, told in self._read([len(rows) for rows in part]).items():
                 for i, answer in zip(part[k], told, strict=True):
                     out[i] = answer
         return out
@@ -91,13 +99,15 @@ class ExternalVQA(Judge, VQA):
     def _process(self) -> _Process:
         return _Process(self.config.command, self.config.timeout)
 
-    def _read(self, count: int) -> dict[int, list[str]]:
+    def _read(self, asked: Sequence[int]) -> dict[int, list[str]]:
+        """The answers by picture. asked: how many questions each had."""
         found: dict[int, list[str]] = {}
-        while len(found) < count:
+        while len(found) < len(asked):
             row = self._process.receive()
             if "error" in row:
                 raise WorkError(f"judge {self.name}: {self.config.command[0]} failed: {row['error']}")
-            if row.get("id") not in range(count) or row["id"] in found or not _texts(row.get("answers")):
+            known = row.get("id") in range(len(asked)) and row["id"] not in found
+            if not known or not _texts(row.get("answers")) or len(row["answers"]) != asked[row["id"]]:
                 raise WorkError(f"judge {self.name}: {self.config.command[0]} answered {json.dumps(row)[:120]}")
             found[row["id"]] = row["answers"]
         return found

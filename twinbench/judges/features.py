@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from twinbench import files, plugins
 from twinbench.data.base import World, from_bytes
 from twinbench.errors import UserError
+from twinbench.judges.base import present
 from twinbench.weights import FOLDER
 
 WIDTH = 64  # features
@@ -68,7 +69,7 @@ class Features:
     def __init__(self, world: type[World]) -> None:
         self.encoder: Encoder | None = None
         self.scale = np.ones(1)
-        self.name = "points"
+        self.name, self.identity = "points", {"judge": "points", "weights": "none"}
         if len(world.shape) == 1:
             return
         path = FOLDER / f"{world.name}-encoder.safetensors"
@@ -78,7 +79,9 @@ class Features:
         self.scale = tensors.pop("scale").double().numpy()
         self.encoder = Encoder(world.shape[0], world.shape[1], world.classes).eval()
         self.encoder.load_state_dict(tensors)
-        self.name = f"{world.name}-encoder/{files.sha256(path)[:8]}"
+        sha256, name = files.sha256(path), f"{world.name}-encoder"
+        self.name = f"{name}/{sha256[:8]}"
+        self.identity = {"judge": name, "weights": sha256, **present("torch")}
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> np.ndarray:

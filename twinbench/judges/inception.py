@@ -57,7 +57,9 @@ class Inception(Network, Features):
             try:
                 return torch.jit.load(str(self.path), map_location=self.device).eval()
             except RuntimeError as error:
-                raise UserError(f"judge {self.name}: {self.path} is no TorchScript network ({_first(error)})") from None
+                raise UserError(
+                    f"judge {self.name}: {self.path} is no TorchScript network ({weights.told(error)})"
+                ) from None
 
     def __call__(self, pictures: Pictures) -> np.ndarray:
         """float64 [n, 2048]."""
@@ -74,7 +76,7 @@ class Inception(Network, Features):
             try:
                 place = int(self.network(x).argmax())
             except RuntimeError as error:
-                raise UserError(f"judge {self.name}: {self.path} is another network ({_first(error)})") from None
+                raise UserError(f"judge {self.name}: {self.path} is another network ({weights.told(error)})") from None
         self.expect(int(place == UNIFORM), 1, 1, "telling what a photograph shows")
 
     def _resized(self, pictures: Pictures) -> list[Tensor]:
@@ -97,7 +99,3 @@ class Inception(Network, Features):
             else:
                 told = self.network.layers.forward((x - 128) / 128)  # as clean-fid asks: no second resizing
             return told.reshape(len(pictures), -1).double().cpu().numpy()
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120]

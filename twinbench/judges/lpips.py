@@ -40,8 +40,6 @@ class LPIPS(Network, Distance):
 
     @cached_property
     def network(self) -> Any:
-        import pickle
-
         import torch
         from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -51,9 +49,8 @@ class LPIPS(Network, Distance):
             for i in range(1, 6):
                 for place, layer in getattr(made.net, f"slice{i}").named_children():
                     layer.load_state_dict({name: state[f"features.{place}.{name}"] for name in layer.state_dict()})
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"judge {self.name}: {self.path} is no AlexNet ({reason})") from None
+        except Exception as error:  # what is no checkpoint breaks the reader in any way
+            raise UserError(f"judge {self.name}: {self.path} is no AlexNet ({weights.told(error)})") from None
         return made.eval().requires_grad_(False).to(self.device)
 
     def __call__(self, pictures: Pictures, others: Pictures) -> np.ndarray:

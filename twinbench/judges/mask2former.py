@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from twinbench.errors import UserError
+from twinbench.judges import weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,15 +137,13 @@ def load(network: Any, state: Mapping[str, Tensor], path: Any) -> None:
 def read(path: Any) -> dict[str, Tensor]:
     """The tensors of OpenMMLab's checkpoint: nothing else in the file is made. Raises UserError if it holds more than
     tensors and plain values."""
-    import pickle
-
     import torch
 
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # what is no checkpoint breaks the reader in any way
         raise UserError(
-            f"{path} holds more than tensors or is damaged ({str(error).splitlines()[0]}); convert it once where you "
+            f"{path} holds more than tensors or is damaged ({weights.told(error)}); convert it once where you "
             "trust it: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from None
     if not isinstance(tree, dict):

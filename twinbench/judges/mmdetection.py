@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from twinbench import sums
 from twinbench.data.geneval import CLASSES
 from twinbench.errors import UserError
 from twinbench.judges import known, mask2former, weights
-from twinbench.judges.base import Detector, Found, Pictures
+from twinbench.judges.base import Detector, Found, Pictures, present
 from twinbench.judges.network import Network, Settings
 from twinbench.settings import Strict
 
@@ -37,6 +38,7 @@ class MMDetection(Network, Detector):
     Config: ClassVar[type[Strict]] = MMDetectionSettings
     name = "mmdet"
     packages = ("torch", "mmdet", "mmengine")
+    beside = ("mmcv-lite", "mmcv", "opencv-python", "opencv-python-headless")  # one of either resizes
     install = "'twinbench[mmdet]'"
 
     @cached_property
@@ -45,7 +47,27 @@ class MMDetection(Network, Detector):
 
     @property
     def rules(self) -> str:
-        return f"1, floor {self.config.floor:g}"
+        return f"1, floor {self.config.floor:g}" + (f", config {self._own[:12]}" if self.config.config else "")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {**super().versions, **present(*self.beside)}
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        return {**super().identity, "config": f"{self.config.config} {self._own}" if self.config.config else CONFIG}
+
+    @cached_property
+    def _own(self) -> str:
+        """The sha256 of the given config."""
+        place = Path(self.config.config)
+        if not place.is_file():
+            raise UserError(f"judge {self.name}: its config {place} is no file")
+        return sums.sha256(place)
+
+    @property
+    def floor(self) -> float:
+        return float(self.config.floor)
 
     @cached_property
     def network(self) -> Any:

@@ -104,8 +104,8 @@ def pretrained(kind: Any, folder: Path, device: Any, dtype: str = "float32", unu
     disable_progress_bar()  # the work has a bar of its own
     try:
         network, told = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no {kind.__name__}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # what is no checkpoint breaks the reader in any way
+        raise UserError(f"{folder} is no {kind.__name__} or is damaged ({weights.told(error)})") from None
     lacking = sorted(set(told["missing_keys"]) - set(unused))
     if lacking or told["mismatched_keys"]:
         raise UserError(f"{folder} is no whole {kind.__name__}: {len(lacking)} tensors are missing, as {lacking[:1]}")

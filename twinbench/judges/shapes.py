@@ -15,7 +15,7 @@ from scipy import ndimage
 from twinbench.data.captions import COLOR_NAMES, SHAPES
 from twinbench.data.shapes import CELL, OBJECT, PALETTE, render, template
 from twinbench.errors import WorkError
-from twinbench.judges.base import Found
+from twinbench.judges.base import Found, present
 from twinbench.settings import Strict
 
 PAINTED = 0.5  # half-way between gray (0) and a corner of the colour cube (1)
@@ -34,6 +34,10 @@ class ShapesDetector:
 
     def __init__(self, config: Strict | None = None) -> None:
         self.config = config or self.Config()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"judge": self.name, "rules": self.version, "weights": "none", **present("numpy", "scipy")}
 
     def __call__(self, pictures: np.ndarray) -> list[list[Found]]:
         """pictures: float [n, 3, h, w] in [-1, 1]; one list of objects a picture."""

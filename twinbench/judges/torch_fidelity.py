@@ -51,17 +51,15 @@ class TorchFidelity(Network, Features):
     @cached_property
     def network(self) -> Any:
         self.identity  # noqa: B018  says which package lacks
-        import pickle
-
         import torch
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:
             torch.load(self.path, map_location="cpu", weights_only=True)  # torch-fidelity itself would take anything
             made = NoTrainInceptionV3(self.name, ["2048"], str(self.path), antialias=self.config.mode == "torchmetrics")
-        except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
-            reason = str(error).strip().splitlines()[0][:120]
-            raise UserError(f"judge {self.name}: {self.path} does not hold Inception's tensors ({reason})") from None
+        except Exception as error:  # what is no checkpoint breaks the reader in any way
+            told = weights.told(error)
+            raise UserError(f"judge {self.name}: {self.path} does not hold Inception's tensors ({told})") from None
         return made.to(self.device)
 
     def __call__(self, pictures: Pictures) -> np.ndarray:

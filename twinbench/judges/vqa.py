@@ -37,7 +37,7 @@ class QwenSettings(Settings):
 class _Answers(Network, VQA):
     """What both share: the inputs of each pair are made alone, those of one shape are asked together."""
 
-    packages = ("torch", "transformers")
+    packages = ("torch", "transformers", "torchvision", "pillow")  # the last two resize
 
     @cached_property
     def path(self) -> Path:

@@ -53,6 +53,11 @@ def model(setting: str, judge: str) -> Path:
         raise Missing(judge, told) from None
 
 
+def told(error: Exception) -> str:
+    """What a library says of a file that it cannot read, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
+
+
 def fingerprint(path: Path) -> str:
     """The sha256 of a file; of a folder, that of its files' names and sha256s, sorted."""
     return _fingerprint(path.resolve())

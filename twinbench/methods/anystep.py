@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from twinbench.errors import UserError
 from twinbench.flow import Batch, Cond, Velocity, mix, one_step, take
 from twinbench.method import Draws, Method, Networks, Strict, Term, Terms, Turn
 from twinbench.methods.roles import ROLES, AnyStepDraws, Shares, Spread, deal
@@ -179,7 +180,7 @@ class AnyStep(Method):
             if free.any():
                 x[free] = one_step(networks.student, draws.z_free[free], take(batch.cond, free)).to(x.dtype)
         elif x is None:
-            raise ValueError("this batch has prompts only; set image_free: true or give data")
+            raise UserError("this batch has prompts only; set image_free: true or give data")
         if draws.z_fake is None or not fake.any():
             return x
         own = one_step(self.generator(networks), draws.z_fake, take(batch.cond, fake))

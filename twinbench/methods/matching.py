@@ -23,6 +23,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from twinbench.errors import UserError
 from twinbench.flow import (
     Batch,
     Cond,
@@ -128,7 +129,7 @@ class Matching(Method):
         if not self._holds:
             return {}
         if batch.x is None:
-            raise ValueError("this batch has prompts only; set real: teacher, flow: 0, or give data")
+            raise UserError("this batch has prompts only; set real: teacher, flow: 0, or give data")
         v = networks.student(mix(batch.x, draws.eps, t), t, t, dropped(batch.cond, batch.null, draws.drop))
         return {"flow": Term(self.config.flow * l2(v, draws.eps - batch.x), draws.rows)}
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from twinbench.report import contamination, published
 from twinbench.report.summary import Board
-from twinbench.report.tables import Table
+from twinbench.report.table import Table
 
 
-def beside(results: Path, boards: Sequence[Board], against: str | None) -> dict[str, list[Table]]:
-    """{recipe: tables}. against: None, `published` (results/published.csv) or a file of that form; errors as of
-    `published.read`."""
+def beside(results: Path, boards: Sequence[Board], others: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[Table]]:
+    """{recipe: tables}. others: published rows (`published.rows`)."""
     recipes = {board.recipe for board in boards}
-    parts = [contamination.audits(results, recipes)]
-    if against:
-        parts.append(published.found(boards, results / "published.csv" if against == "published" else Path(against)))
+    parts = [contamination.audits(results, recipes), published.tables(others)]
     return {recipe: [table for part in parts for table in part.get(recipe, ())] for recipe in recipes}

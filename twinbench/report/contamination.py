@@ -1,4 +1,4 @@
-"""The audit of a recipe's training captions as a table, beside its scores."""
+"""The audit of a recipe's training captions as tables, beside its scores."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 from twinbench import files
 from twinbench.contamination.audit import KINDS, SCHEMA
 from twinbench.errors import UserError
-from twinbench.report.tables import Table
+from twinbench.report.table import NONE, Table
+
+EXAMPLES, WIDTH = 2, 60  # shown of each kind, and letters of a text
 
 
 def audits(results: Path, recipes: Iterable[str]) -> dict[str, list[Table]]:
-    """{recipe: the table of results/<recipe>/audit.json}, of the recipes that have one. Raises UserError for a file
+    """{recipe: the tables of results/<recipe>/audit.json}, of the recipes that have one. Raises UserError for a file
     that no audit wrote."""
     places = {recipe: results / recipe / "audit.json" for recipe in recipes}
-    return {recipe: [table(recipe, _read(place))] for recipe, place in places.items() if place.is_file()}
+    return {recipe: tables(recipe, _read(place)) for recipe, place in places.items() if place.is_file()}
 
 
 def _read(place: Path) -> Any:
@@ -29,16 +31,35 @@ def _read(place: Path) -> Any:
     return told
 
 
-def table(recipe: str, audit: Mapping[str, Any]) -> Table:
-    """One row a task: how many of its prompts some training caption matches, by the strictest kind of match."""
-    rows = []
+def tables(recipe: str, audit: Mapping[str, Any]) -> list[Table]:
+    """One row a task: how many of its prompts some training caption matches; and what matches look like."""
+    rows, asked = [], audit.get("embedding")
     for bench, tasks in audit["benchmarks"].items():
         for name, task in tasks.items():
-            counts = tuple(str(task["matched"][kind]) for kind in KINDS)
+            counts = (str(task["matched"][kind]) if kind != "embedding" or asked else NONE for kind in KINDS)
             rows.append((f"{bench} {name}", str(task["prompts"]), *counts, str(task["captions"])))
     caption = (
-        f"prompts that some of {audit['captions']:,} training captions matches, under the strictest kind; "
-        f"{audit['flagged']:,} captions match, {audit['template']:,} begin as GenEval's do"
+        f"prompts that some of {audit['captions']:,} training captions matches; a prompt counts once, under the "
+        f"strictest kind of its matches alone; {audit['flagged']:,} captions match, "
+        f"{audit['template']:,} begin as GenEval's do; meanings compared by {asked or 'nobody'}"
     )
     header = ("task", "prompts", *KINDS, "captions")
-    return Table(f"{recipe}-audit", "contamination of the training captions", caption, header, tuple(rows))
+    name, title = f"{recipe}-audit", "contamination of the training captions"
+    return [Table(name, title, caption, header, tuple(rows)), *_examples(name, title, audit)]
+
+
+def _examples(name: str, title: str, audit: Mapping[str, Any]) -> list[Table]:
+    """The first matches of each benchmark and kind."""
+    rows = []
+    for bench, tasks in audit["benchmarks"].items():
+        for kind in KINDS:
+            shown = [row for task in tasks.values() for row in task["examples"].get(kind, ())][:EXAMPLES]
+            rows += [(kind, _short(row["caption"]), f"{bench} {row['key']}", _short(row["prompt"])) for row in shown]
+    caption = f"at most {EXAMPLES} of each benchmark and kind, cut to {WIDTH} letters; audit.json has more"
+    header = ("kind", "training caption", "prompt", "its text")
+    return [Table(f"{name}-examples", f"{title}: examples", caption, header, tuple(rows))] if rows else []
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."

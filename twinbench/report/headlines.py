@@ -10,6 +10,7 @@ class Headline:
     metric: str
     digits: int = 2
     higher: bool = True  # whether higher is better
+    ranked: bool = True  # whether either is
 
 
 HEADLINES = {
@@ -23,5 +24,11 @@ HEADLINES = {
         Headline("clip"),
     ),
     "diversity": (Headline("distance", digits=3),),
-    "latency": (Headline("latency", higher=False), Headline("evaluation", higher=False), Headline("throughput")),
+    "latency": (
+        Headline("latency", higher=False),
+        Headline("evaluation", higher=False),
+        Headline("throughput_1"),
+        Headline("throughput"),
+        Headline("best_batch", digits=0, ranked=False),
+    ),
 }

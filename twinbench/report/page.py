@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from twinbench import results
-from twinbench.report import plots, tables
+from twinbench.report import plots, published, tables
 from twinbench.report.costs import Cost
 from twinbench.report.summary import Board
-from twinbench.report.tables import Table
+from twinbench.report.table import Table, console, latex, markdown
 
 Beside = Mapping[str, Sequence[Table]]  # {recipe: tables that stand after its own}
 NOTHING: Beside = {}
@@ -71,28 +71,43 @@ def _joined(boards: Sequence[Board], costs: Sequence[Cost], beside: Beside) -> d
     return {recipe: [*group, *beside.get(recipe, ())] for recipe, group in tables.tables(boards, costs).items()}
 
 
-def text(format: str, boards: Sequence[Board], costs: Sequence[Cost], beside: Beside = NOTHING) -> str:
-    """In one of FORMATS; csv holds the scores alone, json all the numbers that are ours."""
+def text(
+    format: str,
+    boards: Sequence[Board],
+    costs: Sequence[Cost],
+    beside: Beside = NOTHING,
+    others: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """In one of FORMATS; csv holds the scores alone, json all our numbers. others: published rows, which stand after
+    the scores of a csv, marked, and under a key of their own in json."""
     if format == "csv":
         import pandas as pd
 
-        return pd.DataFrame(score_rows(boards), columns=SCORE_FIELDS).to_csv(index=False, lineterminator="\n")
+        rows, fields = score_rows(boards), SCORE_FIELDS
+        if others is not None:
+            fields = [*fields, "published", *published.ALONE]
+            marked = [{**row, "published": False} for row in rows] + [{**row, "published": True} for row in others]
+            rows = [{field: row.get(field, "") for field in fields} for row in marked]  # whole numbers stay whole
+        return pd.DataFrame(rows, columns=fields).to_csv(index=False, lineterminator="\n")
     if format == "json":
-        rows = {"scores": score_rows(boards), "comparisons": comparison_rows(boards), "costs": [vars(c) for c in costs]}
-        return json.dumps(results.plain(rows), indent=1, ensure_ascii=False) + "\n"
+        told: dict[str, Any] = {"scores": score_rows(boards), "comparisons": comparison_rows(boards)}
+        told["costs"] = [vars(cost) for cost in costs]
+        if others is not None:
+            told["published"] = [{**row, "value": float(row["value"])} for row in others]
+        return json.dumps(results.plain(told), indent=1, ensure_ascii=False) + "\n"
     recipes = _joined(boards, costs, beside)
     if format == "html":
         return html(recipes, {name: draw(boards) for name, draw in plots.FIGURES.items()})
     if format == "tex":
-        return "\n".join(tables.latex(table) for group in recipes.values() for table in group)
+        return "\n".join(latex(table) for group in recipes.values() for table in group)
     if format == "md":
         parts = [f"# Few-step generators, compared\n\n{NOTE}\n"]
         for recipe, group in recipes.items():
-            parts += [f"## {recipe}\n", *(tables.markdown(table) for table in group)]
+            parts += [f"## {recipe}\n", *(markdown(table) for table in group)]
         return "\n".join(parts)
     parts = []
     for recipe, group in recipes.items():
-        parts += [f"== {recipe} ==\n", *(tables.console(table) for table in group)]
+        parts += [f"== {recipe} ==\n", *(console(table) for table in group)]
     return "\n".join([*parts, "* better than the runner-up: the paired 95 % interval excludes 0\n"])
 
 
@@ -117,7 +132,8 @@ def score_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
         shared = {name: getattr(board, name) for name in ("recipe", "benchmark", "version", "judge", "asked")}
         headlines = {h.metric: h for h in board.headlines}
         for metric, cells in board.cells.items():
-            best = board.teacher_best(headlines[metric]) if metric in headlines else float("nan")
+            ranked = metric in headlines and headlines[metric].ranked
+            best = board.teacher_best(headlines[metric]) if ranked else float("nan")
             for label, nfe in sorted(cells, key=lambda place: (board.rows.index(place[0]), place[1])):
                 cell = cells[label, nfe]
                 row = {**shared, "metric": metric, "label": label, "teacher": label in board.teachers, "nfe": nfe}
@@ -137,7 +153,8 @@ def comparison_rows(boards: Iterable[Board]) -> list[dict[str, Any]]:
             for c in (*found, *board.changes[metric]):
                 pair = {**shared, "metric": metric, "nfe": c.nfe, "label": c.row, "other": c.other}
                 span = {name: getattr(c.difference, name, None) for name in ("low", "high", "p")}
-                rows.append(
-                    {**pair, "value": c.value, **span, "p_holm": c.p_holm, "prompts": c.prompts, "needed": c.needed}
-                )
+                seeds = [len(board.cells[metric][row, c.nfe].values) for row in (c.row, c.other)]
+                pair |= {"value": c.value, **span, "p_holm": c.p_holm, "seeds": seeds}
+                claim = {} if board.claim is None else {"claim": board.claim, "needed_for_claim": c.claimed}
+                rows.append({**pair, "prompts": c.prompts, "needed": c.needed, **claim})
     return rows

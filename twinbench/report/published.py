@@ -1,24 +1,26 @@
 """Published numbers beside ours: their own table, with model, setting, source and kind; never in a row of ours.
 
-results/published.csv: model, parameters, nfe (evaluations; guidance counts two), metric, value, setting, source, kind
-(own paper, other paper, own repository, second hand), note. A board of an embedded world has none: nobody published on
-it.
+results/published.csv, which is installed with the package: model, parameters, nfe (evaluations; guidance counts two),
+metric, value, setting, source, kind (own paper, other paper, own repository, second hand), note. A board of an embedded
+world has none: nobody published on it.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twinbench import plugins
 from twinbench.data.geneval import TASKS
 from twinbench.errors import UserError
 from twinbench.report.summary import Board
-from twinbench.report.tables import Table
+from twinbench.report.table import Table
 
 COLUMNS = ("model", "parameters", "nfe", "metric", "value", "setting", "source", "kind", "note")
+ALONE = ("published_as", "parameters", "setting", "source", "kind", "note")  # what a row of ours has not
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ METRICS = {
 }
 
 
+def place(results: Path, against: str) -> Path:
+    """Where the numbers are: `published` is published.csv in the results, or else the shipped one; or a file."""
+    if against != "published":
+        return Path(against)
+    package = Path(__file__).parents[1]  # in a checkout the shipped file lies beside it
+    known = (results, package / "published", package.parent / "results")
+    places = [folder / "published.csv" for folder in known]
+    return next((path for path in places if path.is_file()), places[0])
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """Raises UserError if there is no such file, or another one."""
     if not path.is_file():
@@ -64,28 +76,44 @@ def read(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def found(boards: Iterable[Board], path: Path) -> dict[str, list[Table]]:
-    """{recipe: the published tables of its boards}, at the numbers of evaluations that a board has."""
-    rows, out = read(path), dict[str, list[Table]]()
+def rows(boards: Iterable[Board], path: Path) -> list[dict[str, Any]]:
+    """What was published of the metrics of these boards, at the numbers of evaluations that they have; `metric` and
+    `label` as ours are called, `value` as it was printed. Errors as of `read`."""
+    known, out = read(path), dict[tuple[Any, ...], dict[str, Any]]()
     for board in boards:
         if board.benchmark not in plugins.names("benchmarks"):
             continue
         if plugins.benchmark(board.benchmark, board.world) is not plugins.benchmark(board.benchmark):
             continue
         for name, ours in METRICS.items():
-            if ours.benchmark == board.benchmark and ours.metric in board.cells and ours.judge in board.judge:
-                here = [row for row in rows if row["metric"] == name and row["nfe"] in map(str, board.nfes)]
-                out.setdefault(board.recipe, []).extend(table(board, name, here) if here else [])
-    return {recipe: tables for recipe, tables in out.items() if tables}
+            beside = ours.benchmark == board.benchmark and ours.metric in board.cells and ours.judge in board.judge
+            for row in known if beside else ():
+                if row["metric"] == name and row["nfe"] in map(str, board.nfes):
+                    told: dict[str, Any] = {"recipe": board.recipe, "benchmark": board.benchmark, "metric": ours.metric}
+                    told |= {"label": row["model"], "nfe": int(row["nfe"]), "value": row["value"]}
+                    told |= {"published_as": name, **{column: row[column] for column in ALONE[1:]}}
+                    out[tuple(told.values())] = told
+    return list(out.values())
 
 
-def table(board: Board, metric: str, rows: Iterable[dict[str, str]]) -> list[Table]:
+def tables(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Table]]:
+    """{recipe: a table of each published metric}."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["recipe"], row["published_as"]), []).append(row)
+    out: dict[str, list[Table]] = {}
+    for (recipe, metric), group in groups.items():
+        out.setdefault(recipe, []).append(table(recipe, metric, group))
+    return out
+
+
+def table(recipe: str, metric: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     header = ("model", "parameters", "NFE", "value", "kind", "source", "setting", "note")
-    names = [name.lower() for name in header]
-    ordered = sorted(rows, key=lambda row: (int(row["nfe"]), row["model"], row["source"]))
+    names = ["label", *(name.lower() for name in header[1:])]
+    ordered = sorted(rows, key=lambda row: (row["nfe"], row["label"], row["source"]))
     caption = (
-        f"as printed by others, beside {board.benchmark} {METRICS[metric].metric}; not measured here: their judge, "
-        "sampler, resolution and prompts may be others, and values of different sources need not compare"
+        f"as printed by others, beside {METRICS[metric].benchmark} {METRICS[metric].metric}; not measured here: their "
+        "judge, sampler, resolution and prompts may be others, and values of different sources need not compare"
     )
-    cells = tuple(tuple(row[name] for name in names) for row in ordered)
-    return [Table(f"{board.recipe}-published-{metric}", f"published: {metric}", caption, header, cells)]
+    cells = tuple(tuple(str(row[name]) for name in names) for row in ordered)
+    return Table(f"{recipe}-published-{metric}", f"published: {metric}", caption, header, cells)

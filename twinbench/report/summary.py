@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from twinbench import results, statistics
-from twinbench.judges import distances
 from twinbench.report.comparisons import Comparison, Drawn, Place, changes, neighbours
 from twinbench.report.costs import Cost, costs, is_teacher, row_of
+from twinbench.report.draws import feature_draws, item_draws
 from twinbench.report.headlines import HEADLINES, Headline
 from twinbench.results import Record
 from twinbench.statistics import Metric
@@ -56,6 +56,7 @@ class Board:
     seconds: dict[Place, list[float]] = field(default_factory=dict)  # CPU seconds of training
     world: str | None = None  # the embedded world, or the kind of data
     flaws: tuple[str, ...] = ()  # scores with rows that could not be judged, or by judges that failed their own test
+    claim: float | None = None  # the size of a difference that is to be shown
 
     @property
     def even(self) -> bool:
@@ -81,11 +82,16 @@ def declared(benchmark: str, world: str | None = None) -> Mapping[str, Metric]:
 
 
 def summarize(
-    path: str | Path, recipe: str | None = None, preset: str | None = None, metrics_of: MetricsOf = declared
+    path: str | Path,
+    recipe: str | None = None,
+    preset: str | None = None,
+    claim: float | None = None,
+    metrics_of: MetricsOf = declared,
 ) -> tuple[list[Board], list[Cost]]:
     """Boards and costs of the results under `path`, in order of recipe and benchmark; errors as of `results.load`.
 
-    preset: only its runs, with those of the methods that they are like; by default only what is in no preset."""
+    preset: only its runs, with those of the methods that they are like; by default only what is in no preset. claim:
+    comparisons also tell at how many prompts a difference of this size would be shown."""
     found = _of_preset([r for r in results.records(path) if recipe in (None, r.run["recipe"])], preset or "")
     if not found:
         what = f"recipe {recipe!r}" + (f", preset {preset!r}" if preset else "")
@@ -96,7 +102,7 @@ def summarize(
         parts = (record.run["recipe"], *(record.score[k] for k in ("benchmark", "version", "judge")))
         groups.setdefault((*map(str, parts), str(record.score.get("prompts", ""))), []).append(record)
     ordered = sorted(groups.items(), key=_board_order)
-    boards = [board(group, names, metrics_of(key[1], _world(group))) for key, group in ordered]
+    boards = [board(group, names, metrics_of(key[1], _world(group)), claim) for key, group in ordered]
     return boards, costs(found, names)
 
 
@@ -135,7 +141,12 @@ def row_names(found: Sequence[Record]) -> dict[tuple[str, str, str], str]:
 # ---- a board ----
 
 
-def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], metrics: Mapping[str, Metric]) -> Board:
+def board(
+    group: Sequence[Record],
+    names: Mapping[tuple[str, str, str], str],
+    metrics: Mapping[str, Metric],
+    claim: float | None = None,
+) -> Board:
     """The numbers of records that share recipe, benchmark, version, judge and prompts."""
     places: dict[Place, list[Record]] = {}
     for record in sorted(group, key=lambda r: (r.run["seed"], r.run["fingerprint"])):
@@ -158,6 +169,7 @@ def board(group: Sequence[Record], names: Mapping[tuple[str, str, str], str], me
         nfes=sorted({nfe for _, nfe in places}),
         world=_world(group),
         flaws=tuple(told for place, rs in sorted(places.items()) for r in rs for told in _flaws(place, r.score)),
+        claim=claim,
     )
     out.passes = {place: [float(r.run["network_passes"] or 0) for r in rs] for place, rs in places.items()}
     out.seconds = {place: [float(r.run.get("cpu_seconds") or 0) for r in rs] for place, rs in places.items()}
@@ -180,36 +192,6 @@ def _flaws(place: Place, score: Mapping[str, Any]) -> list[str]:
     counted = [f"{score['errors']} rows count as wrong that could not be judged"] if score.get("errors") else []
     untested = ["its judge failed its own test or was not asked"] if score.get("untested") else []
     return [f"{row} at NFE {nfe}: {told}" for told in counted + untested]
-
-
-def item_draws(metric: Metric, items: Mapping[Place, Sequence[Any]]) -> dict[Place, Drawn]:
-    """Bootstrap draws of every place whose seeds all have rows on the same keys; equal keys share their indices."""
-    groups: dict[frozenset[str], list[Place]] = {}
-    for place, runs in items.items():
-        found = {statistics.keys(metric, run) if run else frozenset() for run in runs}
-        if len(found) == 1 and (keys := found.pop()):
-            groups.setdefault(keys, []).append(place)
-    out: dict[Place, Drawn] = {}
-    for keys, places in groups.items():
-        draws = statistics.bootstrap(metric, [run for place in places for run in items[place]])
-        cuts = np.cumsum([len(items[place]) for place in places])[:-1]
-        out |= {place: (keys, part) for place, part in zip(places, np.split(draws, cuts, axis=1), strict=True)}
-    return out
-
-
-def feature_draws(places: Mapping[Place, Sequence[Record]]) -> dict[Place, Drawn]:
-    """Bootstrap draws of the Frechet distance where the features of the images and of the reference were kept."""
-    out: dict[Place, Drawn] = {}
-    for place, runs in places.items():
-        reference, kept = runs[0].reference(), [r.features() for r in runs]
-        if reference is None or any(pair is None for pair in kept):
-            continue
-        pairs = [pair for pair in kept if pair is not None]
-        keys = {frozenset(map(str, k)) for _, k in pairs}
-        if len(keys) == 1:
-            draws = [distances.frechet_draws(x, [str(k) for k in ks], reference) for x, ks in pairs]
-            out[place] = (keys.pop(), np.stack(draws, axis=1))
-    return out
 
 
 def _value(name: str, record: Record) -> float:
@@ -239,11 +221,12 @@ def _likes(group: Sequence[Record], names: Mapping[tuple[str, str, str], str]) -
 def _rank(out: Board, headline: Headline, drawn: Mapping[Place, Drawn]) -> None:
     """Compares the competing rows, and marks the best of each NFE where the interval proves it."""
     cells = out.cells[headline.metric]
-    values = {place: cell.value for place, cell in cells.items() if place[0] not in out.teachers}
-    found = neighbours(values, out.rows, headline.higher, drawn)
+    competing = {place: cell.value for place, cell in cells.items() if place[0] not in out.teachers}
+    values = competing if headline.ranked else {}
+    found = neighbours(values, out.rows, headline.higher, drawn, out.claim)
     for nfe in out.nfes:
         first = next((c for c in found if c.nfe == nfe), None)
         if first and first.real and out.even:
             cells[first.row, nfe] = replace(cells[first.row, nfe], best=True)
     out.comparisons[headline.metric] = found
-    out.changes[headline.metric] = changes(values, out.likes, drawn)
+    out.changes[headline.metric] = changes(values, out.likes, drawn, out.claim)

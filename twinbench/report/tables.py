@@ -1,39 +1,17 @@
-"""The report's tables as text cells, and how a table is written for a console, in Markdown and in LaTeX."""
+"""What the report's tables say, as text cells."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
-from twinbench.report.comparisons import Comparison
+from twinbench.report.comparisons import Comparison, Place
 from twinbench.report.costs import Cost
 from twinbench.report.headlines import Headline
 from twinbench.report.summary import Board, Cell
+from twinbench.report.table import NONE, Table, count, number
 
-NONE = "\u2013"  # an en dash
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Table:
-    name: str
-    title: str
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    bold: frozenset[tuple[int, int]] = frozenset()  # (row, column)
-
-    def marked(self, before: str, after: str) -> list[list[str]]:
-        """The rows with the bold cells between two marks."""
-        return [
-            [before + cell + after if (i, j) in self.bold else cell for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
-
-
-# ---- what the tables say ----
 
 
 def tables(boards: Iterable[Board], costs: Iterable[Cost]) -> dict[str, list[Table]]:
@@ -60,17 +38,34 @@ def main_table(board: Board, headline: Headline) -> Table:
     for i, row in enumerate(board.rows):
         rows.append((row, *(interval_text(cells.get((row, nfe)), headline.digits) for nfe in board.nfes)))
         bold |= {(i, j) for j, nfe in enumerate(board.nfes, 1) if (row, nfe) in cells and cells[row, nfe].best}
-    sense = "higher is better" if headline.higher else "lower is better"
-    caption = f"{sense}; judged by {board.judge}, version {board.version}"
+    sense = f"{'higher' if headline.higher else 'lower'} is better; " if headline.ranked else ""
+    caption = f"{sense}judged by {board.judge}, version {board.version}"
     if not board.even:
         caption += "; budgets of training differ, see the costs: nothing is called best"
     if board.asked:
         caption += f"; images: {board.asked}"
-    if any(not math.isnan(cell.low) for cell in cells.values()):
+    spans = {place: cell for place, cell in cells.items() if not math.isnan(cell.low)}
+    if single := of_one_seed(spans):
+        caption += f"; {single}: [95 % interval over prompts alone]"
+    if any(len(cell.values) > 1 for cell in spans.values()):
         caption += "; mean over seeds [95 % interval over prompts and seeds]"
     caption = "; ".join((caption, *board.flaws))
     header = ("method", *(f"NFE {nfe}" for nfe in board.nfes))
     return _table(board, headline.metric, headline.metric, caption, header, rows, bold)
+
+
+def of_one_seed(cells: Mapping[Place, Cell]) -> str:
+    """As in "one seed (a, b at NFE 1)", with the NFE where a row has more at others; "" where none has one seed."""
+    seeds: dict[str, dict[int, int]] = {}
+    for (row, nfe), cell in cells.items():
+        seeds.setdefault(row, {})[nfe] = len(cell.values)
+    found = []
+    for row, counts in sorted(seeds.items()):
+        single = [nfe for nfe, n in sorted(counts.items()) if n == 1]
+        found += [row] if len(single) == len(counts) else [f"{row} at NFE {nfe}" for nfe in single]
+    if found == sorted(seeds):
+        return "one seed each" if found else ""
+    return f"one seed ({', '.join(found)})" if found else ""
 
 
 def relative_table(board: Board) -> list[Table]:
@@ -128,10 +123,24 @@ def comparison_tables(board: Board) -> list[Table]:
     )
     out = []
     for name, title, other, found in kinds:
-        rows = [_comparison(h, c) for h in board.headlines for c in found[h.metric]]
-        header = ("metric", "NFE", "method", other, "difference", "95 % interval", "p (Holm)", "real", "prompts needed")
-        out += [_table(board, name, title, caption, header, rows)] if rows else []
+        pairs = [(h, c) for h in board.headlines for c in found[h.metric]]
+        rows = [_comparison(h, c) for h, c in pairs]
+        header = ["metric", "NFE", "method", other, "difference", "95 % interval", "p (Holm)", "real", "prompts needed"]
+        if board.claim is not None:
+            header.append(f"for {board.claim:g}")
+            rows = [(*row, needed(c.claimed, c.prompts)) for row, (_, c) in zip(rows, pairs, strict=True)]
+        out += [_table(board, name, title, caption + _seeds(board, found), tuple(header), rows)] if rows else []
     return out
+
+
+def _seeds(board: Board, found: Mapping[str, Sequence[Comparison]]) -> str:
+    """The compared rows of one seed, in words."""
+    cells: dict[Place, Cell] = {}
+    for metric, comparisons in found.items():
+        places = [(row, c.nfe) for c in comparisons if c.difference for row in (c.row, c.other)]
+        cells |= {place: board.cells[metric][place] for place in places}
+    single = of_one_seed(cells)
+    return f"; {single}: no interval holds the spread over seeds" if single else ""
 
 
 def _comparison(headline: Headline, c: Comparison) -> tuple[str, ...]:
@@ -140,15 +149,15 @@ def _comparison(headline: Headline, c: Comparison) -> tuple[str, ...]:
         NONE if c.difference is None else f"[{number(c.difference.low, digits)}, {number(c.difference.high, digits)}]"
     )
     verdict = NONE if c.difference is None else "yes" if c.real else "no"
-    texts = (f"{c.value:+.{digits}f}", span, number(c.p_holm, 4), verdict, needed(c))
+    texts = (f"{c.value:+.{digits}f}", span, number(c.p_holm, 4), verdict, needed(c.needed, c.prompts))
     return (headline.metric, str(c.nfe), c.row, c.other, *texts)
 
 
-def needed(c: Comparison) -> str:
+def needed(prompts: float, here: int) -> str:
     """As in "1,200 (600)": the prompts that are needed, and those that there are."""
-    if math.isnan(c.needed):
+    if math.isnan(prompts):
         return NONE
-    return f"{c.needed:,.0f} ({c.prompts:,})" if math.isfinite(c.needed) else f"never ({c.prompts:,})"
+    return f"{prompts:,.0f} ({here:,})" if math.isfinite(prompts) else f"never ({here:,})"
 
 
 def cost_table(costs: Sequence[Cost]) -> Table:
@@ -186,58 +195,3 @@ def interval_text(cell: Cell | None, digits: int) -> str:
         return NONE
     text = number(cell.value, digits)
     return text if math.isnan(cell.low) else f"{text} [{number(cell.low, digits)}, {number(cell.high, digits)}]"
-
-
-def count(value: float) -> str:
-    return NONE if math.isnan(value) else f"{value:,.0f}"
-
-
-def number(value: float | None, digits: int) -> str:
-    return NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-# ---- how a table is written ----
-
-
-def console(table: Table) -> str:
-    """Plain lines, of the width that the table needs; `*` stands for bold."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Rich
-
-    rich = Rich(title=None, box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(table.header):
-        rich.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in table.marked("", " *"):
-        rich.add_row(*row)
-    out = io.StringIO()
-    width = 4 * len(table.header) + sum(
-        max(map(len, column)) + 2 for column in zip(table.header, *table.rows, strict=True)
-    )
-    Console(file=out, width=width, force_terminal=False, markup=False, highlight=False, emoji=False).print(rich)
-    lines = "\n".join(line.rstrip() for line in out.getvalue().strip("\n").split("\n"))
-    return f"{table.title}\n({table.caption})\n{lines}\n"
-
-
-def markdown(table: Table) -> str:
-    from tabulate import tabulate
-
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.marked("**", "**")]
-    align = ("left", *("right",) * (len(table.header) - 1))
-    text = tabulate(rows, table.header, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
-    return f"### {table.title}\n\n{text}\n\n{table.caption}\n"
-
-
-def latex(table: Table) -> str:
-    """A booktabs table with a caption and the label tab:<name>."""
-    import pandas as pd
-
-    def escape(text: str) -> str:
-        special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--"}
-        return "".join(special.get(char, "\\" + char if char in "&%$#_{}" else char) for char in text)
-
-    safe = Table(table.name, "", "", table.header, tuple(tuple(map(escape, row)) for row in table.rows), table.bold)
-    frame = pd.DataFrame(safe.marked(r"\textbf{", "}"), columns=[escape(name) for name in table.header])
-    align = "l" + "r" * (len(table.header) - 1)
-    caption = escape(f"{table.title}; {table.caption}")
-    return frame.to_latex(index=False, escape=False, column_format=align, caption=caption, label=f"tab:{table.name}")

@@ -53,12 +53,13 @@ class Source(Protocol):
 @dataclass(frozen=True)
 class Subject:
     """Who is evaluated: run.json's record, the plans, and the images under a plan for a set of prompts and all of its
-    requests."""
+    requests. told: what a score says of drawn images beside their schedule, where no recipe says it."""
 
     record: dict[str, Any]
     plans: Sequence[Plan]
     source: Callable[[Any, str, Sequence[Request]], Source]
     release: Callable[[], None] = lambda: None  # give memory back once all is drawn
+    told: Callable[[Any, Sequence[Request]], dict[str, Any]] = lambda source, requests: {}
 
 
 def record(recipe: str, label: str, method: str, fingerprint: str, origin: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Images that somebody else drew, in the layouts in which they are passed on.
 
-    DIR/00012/metadata.jsonl, samples/0000.png ...   GenEval's own: a folder a prompt, a picture a copy
+    DIR/00012/metadata.jsonl, samples/0000.png ...   GenEval's own: a folder a prompt, a PNG a copy
     DIR/<item id>.png                                DPG-Bench's own: two by two pictures a prompt, or one
     DIR/manifest.jsonl                               any: {"file": ..., "key" or "prompt": ..., "copy": 0} a line
 
@@ -91,7 +91,8 @@ def places(images: Path, requests: Sequence[Request]) -> Found:
         raise UserError(f"{images} is not a folder of images")
     if (images / "manifest.jsonl").is_file():
         return _manifest(images)
-    prompts = sorted(p for p in images.iterdir() if p.is_dir() and p.name.isdigit())
+    folders = [p for p in sorted(images.iterdir()) if p.name.isdigit()]
+    prompts = [p for p in folders if (p / "samples").is_dir() or (p / "metadata.jsonl").is_file()]
     if prompts:
         return _geneval(prompts, requests)
     return _grids(images, requests)
@@ -113,26 +114,46 @@ def _manifest(images: Path) -> Found:
 
 
 def _geneval(folders: Sequence[Path], requests: Sequence[Request]) -> Found:
-    """Samples are the files whose names begin with digits and .png, in the order of the digits."""
+    """Samples are the files whose names begin with digits and .png. Digits below the number of copies are the copy;
+    where some are not, as with samples numbered from 1, their order is."""
     asked = {r.key: r.prompt for r in requests}
     copies = 1 + max((r.copy for r in requests), default=0)
+    seen: dict[str, Path] = {}
     out: Found = {}
     for folder in folders:
         key = f"{int(folder.name):05d}"
         if key not in asked:
             continue
+        if key in seen:
+            raise UserError(f"{seen[key]} and {folder.name} are both prompt {key}; take one of them away")
+        seen[key] = folder
         (_, metadata), *_ = _rows(folder / "metadata.jsonl")
         if metadata.get("prompt") != asked[key]:
             raise UserError(f"{folder} shows {metadata.get('prompt')!r}, prompt {key} is {asked[key]!r}")
-        found = [p for p in (folder / "samples").glob("*") if re.match(r"\d+\.png", p.name)]
-        found.sort(key=lambda p: (int(p.name.split(".")[0]), p.name))
-        if len(found) > copies:
+        samples = _numbered(folder / "samples", copies)
+        if len(samples) > copies:
             raise UserError(
-                f"{folder} holds {len(found)} samples, asked for are {copies}; "
-                f"--set eval.benchmarks.geneval.copies={len(found)} judges all of them"
+                f"{folder} holds {len(samples)} samples, asked for are {copies}; "
+                f"--set eval.benchmarks.geneval.copies={len(samples)} judges all of them"
             )
-        out |= {(key, copy): Place(path) for copy, path in enumerate(found)}
+        numbers = [number for number, _ in samples]
+        told = len(set(numbers)) == len(numbers) and max(numbers, default=0) < copies
+        out |= {(key, number if told else i): Place(path) for i, (number, path) in enumerate(samples)}
     return out
+
+
+def _numbered(samples: Path, copies: int) -> list[tuple[int, Path]]:
+    """The samples of a prompt with their digits, in their order. Raises UserError where some lack and pictures of
+    another kind are there."""
+    inside = sorted(samples.glob("*"))
+    found = [(int(p.name.split(".")[0]), p) for p in inside if re.match(r"\d+\.png", p.name)]
+    others = [p for p in inside if p.suffix.lower() in SUFFIXES and p.stem.isdigit() and p.suffix != ".png"]
+    if others and len(found) < copies:
+        raise UserError(
+            f"{others[0]} does not count, in GenEval's layout only .png does; convert it, or name the pictures in a "
+            "manifest.jsonl"
+        )
+    return sorted(found, key=lambda sample: sample[0])
 
 
 def _grids(images: Path, requests: Sequence[Request]) -> Found:

@@ -6,11 +6,8 @@ form the network takes them in. Evaluations are counted at the network, in rows,
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +15,70 @@ import numpy as np
 import torch
 
 from twinbench import sums
+from twinbench.backbones.source import quiet
 from twinbench.data.base import Request
 from twinbench.errors import UserError, WorkError
 from twinbench.randomness import request_noise
 from twinbench.settings import digest
-from twinbench.sources.pictures import write_png
-from twinbench.sources.steps import SETTINGS, Steps
+from twinbench.sources import schedulers
+from twinbench.sources.index import Index, line, located
+from twinbench.sources.pictures import Place, write_png
+from twinbench.sources.steps import SETTINGS, StepOptions, Steps, plans, side
 from twinbench.sources.stored import Store, file_of
 
 SCHEMA = "twinbench.pipeline/2"
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")  # what a pipeline is made of
+CLASS = "class"  # the tag of requests whose prompt is the number of a class
 
 
 class Pipeline:
     """A pipeline by folder or repository; its weights are loaded when something is missing."""
 
+    usual = "a photo of a bench"  # what is drawn where only time counts
+
     def __init__(self, name: str, size: int | None, batch: int) -> None:
-        """size: of a picture's side in pixels, else the pipeline's own; batch: pictures drawn at once."""
-        self.name, self.size, self.batch = name, size, batch
+        """size: of a picture's side in pixels, else the export's or the pipeline's own; batch: drawn at once."""
+        self.name, self.batch = name, batch
         self.folder = located(name)
+        self.size = size or side(self.folder)
+        self.index = Index(self.folder, name)
         self.made: Any = None
 
+    def plans(self, options: StepOptions, usual: Sequence[int] | None = None) -> list[Steps]:
+        """How its evaluations are spent. Raises UserError for what it cannot do, as far as its files say."""
+        made = plans(self.folder, options, usual)
+        for plan in made:
+            plan.scheduled(self.index.scheduler())
+            plan.arguments(self.index)
+        return made
+
+    def asked(self, requests: Sequence[Request]) -> None:
+        """Raises UserError for requests that it cannot draw."""
+        if any(r.tag == CLASS and r.prompt.isdigit() for r in requests):
+            raise UserError(f"{self.name} draws words, and classes are asked for; evaluate it on another reference")
+
     def load(self) -> Any:
-        """The pipeline, on the GPU in bfloat16 where there is one, else in float32."""
+        """The pipeline, on the GPU where there is one."""
         if self.made is None:
             import diffusers
-            import transformers
 
-            for library in (diffusers, transformers):
-                library.utils.logging.disable_progress_bar()
-            cuda = torch.cuda.is_available()
+            quiet()
             try:
                 self.made = diffusers.DiffusionPipeline.from_pretrained(
-                    str(self.folder), dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
+                    str(self.folder), dtype=getattr(torch, self.dtype), use_safetensors=True
                 )
             except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-                raise UserError(f"{self.name} is not a whole diffusers pipeline ({_line(error)})") from None
+                raise UserError(f"{self.name} is not a whole diffusers pipeline ({line(error)})") from None
             self.scheduler = self.made.scheduler
-            self.made.to("cuda" if cuda else "cpu").set_progress_bar_config(disable=True)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.made.to(device).set_progress_bar_config(disable=True)
+            self.pixels()
         return self.made
+
+    @property
+    def dtype(self) -> str:
+        """The precision of its networks: bfloat16 on a GPU, else float32."""
+        return "bfloat16" if torch.cuda.is_available() else "float32"
 
     def release(self) -> None:
         self.made = None
@@ -76,13 +98,31 @@ class Pipeline:
         kept = [p for p in sorted(self.folder.rglob("*")) if p.suffix in WEIGHTS and p.is_file() and p.name != SETTINGS]
         return digest([(str(p.relative_to(self.folder)), sums.sha256(p)) for p in kept])
 
+    def call(self, requests: Sequence[Request], prompts: str, settings: Mapping[str, Any]) -> np.ndarray:
+        """Pictures [n, h, w, 3] in [0, 1] of the requests, from their noise."""
+        height, width = self.pixels()
+        asked = {
+            "prompt": [r.prompt for r in requests],
+            "latents": self.noise(requests, prompts).to(next(self.network.parameters()).dtype),
+            "height": height,
+            "width": width,
+        }
+        if "use_resolution_binning" in self.index.takes:
+            asked["use_resolution_binning"] = False  # latents have the size that is asked for
+        return np.asarray(self.made(**settings, **asked, output_type="np").images)
+
     def pixels(self) -> tuple[int, int]:
-        """Height and width of its pictures."""
+        """Height and width of its pictures. Raises UserError for a size that it would round."""
         if self.size:
+            unit = self._unit
+            if self.size % unit:
+                below, above = self.size // unit * unit, -(-self.size // unit) * unit
+                near = f"{below} or {above}" if below else str(above)
+                raise UserError(f"--size {self.size}: {self.name} draws sides that {unit} divides, such as {near}")
             return self.size, self.size
-        told = inspect.signature(self.made.__call__).parameters
-        if "height" in told and isinstance(told["height"].default, int):
-            return told["height"].default, told["width"].default
+        told = self.index.takes
+        if isinstance(told.get("height"), int):
+            return told["height"], told["width"]
         latent = getattr(self.made, "default_sample_size", None) or getattr(self.network.config, "sample_size", None)
         if not isinstance(latent, int):
             raise UserError(f"{self.name} does not say how large its pictures are; --size 1024 does")
@@ -93,6 +133,14 @@ class Pipeline:
         packs, shape = hasattr(self.made, "_pack_latents"), self._shape
         rows = torch.stack([request_noise(shape, prompts, r.key, r.copy, name) for r in requests])
         return self.made._pack_latents(rows, len(rows), *shape) if packs else rows
+
+    @property
+    def _unit(self) -> int:
+        """Pixels of a token's side."""
+        config: Any = self.network.config
+        patch = (config.get("all_patch_size") or [config.get("patch_size")])[0]
+        latents = 2 if hasattr(self.made, "_pack_latents") else patch if isinstance(patch, int) else 1
+        return int(getattr(self.made, "vae_scale_factor", 1)) * latents
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -137,56 +185,41 @@ class PipelineSource:
         """uint8 [n, h, w, 3], drawn in a batch of exactly `batch` rows."""
         pipe = self.pipeline.load()
         padded = [*requests, *[requests[-1]] * (self.pipeline.batch - len(requests))]
-        height, width = self.pipeline.pixels()
-        arguments = self.plan.arguments(pipe) | {
-            "prompt": [r.prompt for r in padded],
-            "latents": self.pipeline.noise(padded, self.prompts).to(next(self.pipeline.network.parameters()).dtype),
-            "height": height,
-            "width": width,
-            "output_type": "np",
-        }
-        if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
-            arguments["use_resolution_binning"] = False  # latents have the size that is asked for
-        pipe.scheduler = self.plan.scheduler(self.pipeline.scheduler)
-        self._key_noise(pipe.scheduler, padded)
+        settings = self.plan.arguments(self.pipeline.index)
+        pipe.scheduler = self.plan.scheduled(self.pipeline.scheduler)
+        schedulers.keyed(pipe.scheduler, lambda name: self.pipeline.noise(padded, self.prompts, name))
         with counting(self.pipeline.network) as rows:
             try:
-                pictures = np.asarray(pipe(**arguments).images)
+                pictures = self.pipeline.call(padded, self.prompts, settings)
+            except UserError:
+                raise
             except Exception as error:
                 first = requests[0]
                 raise WorkError(
                     f"{self.pipeline.name} failed at {first.key!r}, copy {first.copy} "
-                    f"({type(error).__name__}: {_line(error)})"
+                    f"({type(error).__name__}: {line(error)})"
                 ) from error
-        if sum(rows) != self.plan.nfe * len(padded):
-            raise UserError(
-                f"{self.pipeline.name} took {sum(rows) / len(padded):g} evaluations of its network where "
-                f"{self.plan.nfe} were asked for (guidance counts two: --guidance 1 turns it off)"
-            )
+        self._counted(sum(rows) / len(padded))
         if len(pictures) != len(padded) or not np.isfinite(pictures).all():
             raise WorkError(f"{self.pipeline.name} drew no whole picture of {requests[0].key!r} and those after it")
         return (pictures[: len(requests)] * 255).round().astype(np.uint8)
 
-    def _key_noise(self, scheduler: Any, requests: Sequence[Request]) -> None:
-        """Give a scheduler that draws noise at its i-th step that of the requests and of i."""
-        step, at = scheduler.step, count()
-        module: Any = sys.modules[type(scheduler).__module__]
-        draw = getattr(module, "randn_tensor", None)
+    def _counted(self, taken: float) -> None:
+        """Raises UserError unless a picture took as many evaluations as were asked for."""
+        if taken == self.plan.nfe:
+            return
+        scheduler = type(self.pipeline.made.scheduler).__name__
+        if taken == 2 * self.plan.nfe:
+            why = "guidance counts two: --guidance 1 turns it off"
+        else:
+            why = f"{scheduler} was told {self.plan.steps} steps; --scheduler, --timesteps or --nfe mend it"
+        asked = f"{self.plan.nfe} were asked for ({why})"
+        raise UserError(f"{self.pipeline.name} took {taken:g} evaluations of its network where {asked}")
 
-        def keyed(*args: Any, **rest: Any) -> Any:
-            name = str(next(at))
-
-            def noise(shape: Any, device: Any = None, dtype: Any = None, **_: Any) -> torch.Tensor:
-                return self.pipeline.noise(requests, self.prompts, name).to(device, dtype)
-
-            module.randn_tensor = noise
-            try:
-                return step(*args, **rest)
-            finally:
-                module.randn_tensor = draw
-
-        if draw is not None:
-            scheduler.step = keyed
+    def told(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """What a score says of these drawn pictures beside the schedule."""
+        height, width = Place(self.folder / file_of(requests[0])).open().shape[:2]
+        return {"height": height, "width": width, "dtype": self.pipeline.dtype, "batch": self.pipeline.batch}
 
     def read(self, requests: Sequence[Request]) -> Any:
         return self.store.read(requests)
@@ -206,24 +239,3 @@ def counting(network: torch.nn.Module) -> Iterator[list[int]]:
         yield rows
     finally:
         hook.remove()
-
-
-def located(name: str) -> Path:
-    """The folder of a pipeline: itself, or the hub's local copy of a repository. Raises UserError if there is none."""
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise UserError(f"{name} holds no model_index.json, so it is no diffusers pipeline")
-        return folder.resolve()
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"pipeline {name!r} is neither a folder nor a repository that can be had ({_line(error)})"
-        ) from None
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

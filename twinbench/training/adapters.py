@@ -110,15 +110,23 @@ class Adapters:
 
     @torch.no_grad()
     def merged(self, name: str) -> dict[str, Tensor]:
-        """The weights of the backbone that is this adapter and its base in one, in the base's precision."""
-        weights = {key: whole(value) for key, value in self.original().items()}
-        more = dict(weights)
+        """The weights of the backbone that is this adapter and its base in one, in the base's precision: on the host,
+        a tensor at a time, since the accelerator has no room for a second model."""
+        changed: dict[str, Any] = {}
         for path, layer in self.layers.items():
             if hasattr(layer, "modules_to_save"):
-                more |= {f"{path}.{key}": value for key, value in layer.modules_to_save[name].state_dict().items()}
+                changed |= {f"{path}.{key}": value for key, value in layer.modules_to_save[name].state_dict().items()}
             else:
-                more[f"{path}.weight"] = more[f"{path}.weight"] + layer.get_delta_weight(name)
-        return {key: value.to(weights[key].dtype) for key, value in more.items()}
+                changed[f"{path}.weight"] = layer
+        merged = {}
+        for key, held in self.original().items():
+            value, change = whole(held), changed.get(key)
+            if isinstance(change, Tensor):
+                value = change
+            elif change is not None:
+                value = value + change.get_delta_weight(name)
+            merged[key] = value.to("cpu", held.dtype)
+        return merged
 
 
 @dataclass

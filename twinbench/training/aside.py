@@ -13,11 +13,17 @@ class Aside:
     """Writes while training goes on, one thing at a time; its processes speak over a channel of their own."""
 
     def __init__(self) -> None:
-        self.channel = dist.new_group(backend="gloo")
+        self.channel: Any = dist.new_group(backend="gloo")
         self.thread = ThreadPoolExecutor(1)
         self.work: Future[Any] | None = None
 
-    def go_on(self, work: Callable[[], Any]) -> None:
+    def go_on(self, writing: Future[Any], then: Callable[[], None]) -> None:
+        """Do something once what is being written is there."""
+
+        def work() -> None:
+            writing.result()
+            then()
+
         self.work = self.thread.submit(work)
 
     def settle(self) -> None:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from twinbench.errors import UserError, WorkError
-from twinbench.ranks import Ranks
+from twinbench.ranks import Ranks, meeting
 from twinbench.run import alone
 from twinbench.sections import Train
 from twinbench.training.aside import Aside
@@ -39,6 +40,7 @@ from twinbench.training.aside import Aside
 T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
 CPU = torch.device("cpu")
+PATIENCE = timedelta(minutes=30)  # until all processes have started
 LOST = "another process of this training failed or was lost; the same command goes on from the last save"
 
 
@@ -187,12 +189,12 @@ def whole(value: Tensor) -> Tensor:
 
 
 def gathered(tensors: dict[str, Tensor], group: Group) -> dict[str, Tensor]:
-    """Tensors in one piece, in the memory of the first process alone; all must ask for them."""
+    """Tensors in one piece, in the memory of the first process's host alone; all must ask for them."""
     ready = {}
     for name, value in tensors.items():
         one = whole(value)
         if group.first:
-            ready[name] = one
+            ready[name] = one.cpu()  # an accelerator may hold shards, and one whole tensor beside
     return ready
 
 
@@ -233,9 +235,10 @@ def joined(train: Train, gpu: bool) -> Iterator[Group]:
     if gpu:
         torch.cuda.set_device(device)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # methods change nothing in place
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     lost = False
     try:
+        store, rank, _ = meeting(PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=size)
         mesh = init_device_mesh(device.type, (size,))
         aside = Aside() if train.save_aside else None
         group = Group(dist.get_rank(), size, device, mesh, lower(train), bool(train.offload), aside)
@@ -247,5 +250,5 @@ def joined(train: Train, gpu: bool) -> Iterator[Group]:
             raise WorkError(LOST) from error
         raise
     finally:
-        if not lost:  # it would wait for those that are gone
+        if not lost and dist.is_initialized():  # it would wait for those that are gone
             dist.destroy_process_group()

@@ -52,7 +52,7 @@ def save_shards(
 
     if group.aside:  # the first process hears of the end when all have written
         writing: Any = dcp.async_save(ready, storage_writer=writer, process_group=group.aside.channel)
-        group.aside.go_on(lambda: (writing.result(), name()))
+        group.aside.go_on(writing, name)
     else:
         dcp.save(ready, storage_writer=writer)
         name()
