@@ -13,6 +13,7 @@ from twinbench.baselines.dmd2 import DMD2
 from twinbench.baselines.sana_sprint import SanaSprint
 from twinbench.baselines.scm import SCM
 
+from twinbench.errors import UserError
 from twinbench.flow import Batch, expand, mix
 from twinbench.method import Networks, Turn
 from twinbench.methods.matching import MatchDraws
@@ -114,7 +115,7 @@ def test_data_and_samples_are_noised_apart_and_the_head_needs_data():
     assert not torch.isin(draws.t_data, draws.t).any() and not torch.isin(draws.eps_data, draws.eps).any()
     assert draws.t_data.min() > 0.02 and draws.t_data.max() < 0.98
     batch = batch_of(8)
-    with pytest.raises(ValueError, match="needs data"):
+    with pytest.raises(UserError, match="needs data"):
         DMD2().loss(networks_of(line), Batch(None, batch.cond, batch.null), drawn(DMD2(), HEAD), HEAD)
 
 
