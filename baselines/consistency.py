@@ -62,7 +62,7 @@ class Consistency(Method):
         )
         weighting: Weighting = Field(
             "step",
-            description="step: 1/(t - r); noise: 1/t^2; snr: 1/t^2 + 1/sigma_data^2; root_: of it; of edm's levels",
+            description="step: 1/(t - r); noise: 1/t^2; snr: 1/t^2 + 1/sigma_data^2; root_step, root_snr: their roots",
         )
         sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the weightings snr")
 
@@ -86,9 +86,10 @@ class Consistency(Method):
 
     def draw(self, batch: Batch, rng: Rng, turn: Turn) -> ConsistencyDraws:
         c = self.config
-        t = 1 - rng.beta("t", c.times[1], c.times[0])  # never 0
         if c.log_level:
             t = logit_normal(rng.uniform("t"), *c.log_level).clamp(min=TINY)
+        else:
+            t = 1 - rng.beta("t", c.times[1], c.times[0])  # never 0
         stage = min(int(turn.progress * (c.doublings + 1)), c.doublings)
         r = neighbour(t, c.steps * 2**stage, c.spacing)
         return ConsistencyDraws(rng.total, t.to(rng.time_dtype), r.to(rng.time_dtype), rng.normal("z"))

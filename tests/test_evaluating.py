@@ -36,18 +36,7 @@ BENCH = ("--bench", "painted,measured", "--size", "32", "--batch", "2", "--guida
 REQUESTS = painted.Painted().requests()
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return painted.install(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(autouse=True)
-def here(site, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.chdir(tmp_path)
-    plugins._group.cache_clear()
-    yield tmp_path
-    plugins._group.cache_clear()
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")

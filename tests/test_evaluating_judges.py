@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from small import sets, twinbench
 
-from twinbench import plugins
 from twinbench.backbones.tiny import tiny
 from twinbench.benchmarks.diversity_pictures import PictureDiversity
 from twinbench.benchmarks.dpg_pictures import DPG
@@ -20,18 +19,7 @@ from twinbench.settings import validate
 EYE = "eval.benchmarks.painted.eye"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return painted.install(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(autouse=True)
-def here(site, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.chdir(tmp_path)
-    plugins._group.cache_clear()
-    yield tmp_path
-    plugins._group.cache_clear()
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from small import files, sets, twinbench
 
-from twinbench import plugins, results
+from twinbench import results
 from twinbench.backbones import tiny_words
 from twinbench.backbones.source import quiet
 from twinbench.backbones.tiny import _kl, tiny
@@ -29,18 +29,7 @@ REQUESTS = painted.Painted().requests()[:2]
 DRAWN = ("--bench", "painted", "--limit", "1", "--batch", "2")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return painted.install(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(autouse=True)
-def here(site, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.chdir(tmp_path)
-    plugins._group.cache_clear()
-    yield tmp_path
-    plugins._group.cache_clear()
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")

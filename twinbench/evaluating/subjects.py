@@ -154,7 +154,9 @@ def of_pipeline(
         pipeline.asked(requests)
         return PipelineSource(pipeline, identity, plan, prompts, images)
 
-    told = lambda source, requests: {"drawn": source.told(requests)}  # noqa: E731
+    def told(source: Any, requests: Sequence[Request]) -> dict[str, Any]:
+        return {"drawn": source.told(requests)}
+
     return Subject(about, made, source, pipeline.release, told), given.benchmarks
 
 
