@@ -7,6 +7,7 @@ import families
 import pytest
 import torch
 from families import FAMILIES, WORDED, R, T
+from safetensors.torch import load_file
 from small import twinbench
 
 from twinbench.errors import UserError
@@ -17,7 +18,7 @@ from twinbench.sampler import Schedule, sample
 from twinbench.settings import Lora
 from twinbench.sources.pipeline import Pipeline
 from twinbench.sources.steps import StepOptions, exported
-from twinbench.tensors import save_tensors
+from twinbench.tensors import read_tensors, save_tensors
 from twinbench.training.adapters import Adapters, save_weights
 
 TIMES = {1: (0.999,), 2: (0.999, 0.6), 4: (0.999, 0.8327, 0.6663, 0.5)}
@@ -184,6 +185,18 @@ def test_lora_weights_carry_the_adapters_and_the_target_time_into_the_stock_pipe
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     assert (families.stock_images(pipeline, merged, name, z, **options) - image).abs().max() < 2e-5
+
+
+def test_the_constant_in_lora_weights_is_not_rounded_with_the_base(tmp_path):
+    student, merged, lora = adapted("qwen-image")
+    folder = finished(tmp_path, resolved("qwen-image", train={"lora": lora.model_dump()}), student)
+    held, told = read_tensors(folder / "weights.safetensors")  # as of a base in half precision
+    save_tensors(folder / "weights.safetensors", {k: v.bfloat16().float() for k, v in held.items()}, told)
+    assert twinbench("export", folder, tmp_path / "out", "--results", tmp_path) == 0
+    biases = {k: v for k, v in load_file(tmp_path / "out" / export.LORA).items() if k.endswith("lora_B.bias")}
+    (path,) = merged.last_layers
+    constant = biases[f"transformer.{path}.lora_B.bias"]
+    assert torch.equal(constant, merged.target_time.constant(0.0)) and constant.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
